@@ -1,0 +1,186 @@
+"""`ptm node`: set up, check and run a site's node."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptm.cli.arguments import name_and_value
+from ptm.cli.show import note
+from ptm.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.group()
+def node() -> None:
+    """Set up, check and run a site's node."""
+
+
+@node.command()
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="PATTERN",
+    help="Allow images whose whole name:tag matches; repeat. None: nothing may run.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH|URL",
+    help="A data source: a file, a folder, or the URL of a SPARQL endpoint; repeat.",
+)
+@click.option("--runner", type=click.Choice(["docker", "process"]), default="docker", show_default=True)
+@click.option("--unsafe-no-sandbox", is_flag=True, help="Confirm that the process runner does not protect this machine.")
+@click.option(
+    "--process-image",
+    "process_images",
+    multiple=True,
+    metavar="NAME:TAG=DIR",
+    help="Process runner: the folder whose `run` stands for an image.",
+)
+@click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="PREFIX=PREFIX",
+    help="Get images whose name starts with the first from the second; repeat.",
+)
+@click.option("--gateway-image", metavar="NAME:TAG", help="Any image with python3; needed for SPARQL data sources.")
+@click.option(
+    "--pull",
+    type=click.Choice(["always", "never"]),
+    default="always",
+    show_default=True,
+    help="never: only images already on this machine.",
+)
+@click.option("--parallel", type=click.IntRange(1, 256), default=2, show_default=True, help="Runs at once.")
+@click.option("--worker", metavar="NAME", help="This worker's name [default: made from the site's].")
+@click.pass_obj
+def init(home: str | None, /, images: tuple[str, ...], data: tuple[str, ...], worker: str | None, **flags: Any) -> None:
+    """Write node.toml and policy.toml into the home, for you to edit.
+
+    \b
+    Examples:
+      ptm node init --image 'myConsortium/.*:.*' --data cohort=/data/cohort.csv
+      ptm node init --runner process --unsafe-no-sandbox \\
+                    --image 'demo/.*:.*' --process-image 'demo/count:1=./count'
+    """
+    from ptm.config import find_home, load_profile
+    from ptm.node.setup import default_worker, write_node_files
+
+    place = find_home(home)
+    profile = load_profile(place)
+    if profile.kind not in ("site", "party"):
+        raise UsageError(f"{profile.member} is a {profile.kind}, and only a site has a node", hint="is --home the right one?")
+    write_node_files(
+        place,
+        worker=worker or default_worker(profile.member),
+        runner=flags["runner"],
+        unsafe_no_sandbox=flags["unsafe_no_sandbox"],
+        parallel=flags["parallel"],
+        pull=flags["pull"],
+        gateway_image=flags["gateway_image"],
+        images=images,
+        data=dict(_data(text) for text in data),
+        mirrors=dict(name_and_value(text, "--mirror") for text in flags["mirrors"]),
+        process_images={
+            name: _folder(path) for name, path in (name_and_value(text, "--process-image") for text in flags["process_images"])
+        },
+    )
+    note(f"wrote {place.node} and {place.policy}")
+    if not images:
+        note("no --image was given: the policy allows nothing yet")
+
+
+@node.command()
+@click.pass_obj
+def check(home: str | None) -> None:
+    """Try everything that a node needs, and say what is missing.
+
+    \b
+    Example:
+      ptm node check
+    """
+    from ptm.config import find_home
+    from ptm.node.runners import make_runner
+    from ptm.node.setup import load_node
+    from ptm.registry import Registry
+
+    place = find_home(home)
+    config, policy = load_node(place)
+    click.echo(f"settings  ok: worker {config.worker}, {sum(len(rule.images) for rule in policy.allow)} allowed image pattern(s)")
+    registry = Registry.open(place)
+    roster = registry.roster()
+    member = roster.active(registry.me)
+    click.echo(f"registry  ok: {registry.store.url}, roster version {roster.version}, valid until {roster.expires:%Y-%m-%d}")
+    click.echo(f"member    ok: {member.name} ({member.kind})")
+    for name, source in config.data.items():
+        if source.kind == "file" and not source.path.exists():
+            raise UsageError(f"data source {name}: {source.path} is not there", hint=f"correct it in {place.node}")
+        click.echo(f"data      ok: {name}")
+    make_runner(config, registry.id, registry.me, place).check()
+    click.echo(f"runner    ok: {config.runner}")
+
+
+@node.command()
+@click.option("--once", is_flag=True, help="Handle what is there, then exit.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.pass_obj
+def watch(home: str | None, /, once: bool, verbose: bool) -> None:
+    """Watch the site's queue and run what the policy allows.
+
+    Runs until it gets SIGTERM or Ctrl-C: it then takes no new task, gives what it has a moment to finish, and leaves
+    running containers for its next start to go on with.
+
+    \b
+    Example:
+      ptm node watch --once
+    """
+    import signal
+    import threading
+
+    from ptm.config import find_home
+    from ptm.node.runners import make_runner
+    from ptm.node.setup import load_node
+    from ptm.node.watch import Node
+    from ptm.registry import Registry
+
+    place = find_home(home)
+    config, policy = load_node(place)
+    registry = Registry.open(place)
+    _log_to_stderr(verbose)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if config.runner == "process":
+        note("ptm: warning: the process runner is no sandbox: tasks run with this account's rights")
+    Node(place, registry, config, policy, make_runner(config, registry.id, registry.me, place)).watch(stop, once=once)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z", level=logging.WARNING)
+    logging.getLogger("ptm").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _data(text: str) -> tuple[str, str]:
+    name, value = name_and_value(text, "--data")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+        raise UsageError(f"--data: {name!r} is not a name", hint="lower-case letters, digits and '-'")
+    if "://" not in value and not Path(value).exists():
+        raise UsageError(f"--data {name}: {value} is not there", hint="give the path of a file or folder, or an http(s) URL")
+    return name, value
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).absolute()
+    if not (path / "run").is_file():
+        raise UsageError(f"--process-image: {path} has no executable `run`", hint="give the folder that holds it")
+    return path

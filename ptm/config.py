@@ -1,0 +1,210 @@
+"""Every setting, limit and default in one place: the profile, `node.toml` and `policy.toml`, as strict types read from TOML.
+
+Precedence of the home folder: `--home`, then PTM_HOME, then the platform's data folder. PTM_REGISTRY overrides the
+profile's registry. A mistake in a file is a `ConfigError` that names the file and the setting."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from ptm.errors import ConfigError, UsageError
+from ptm.files import private_folder, write_atomic
+from ptm.model import Frozen, Kind, Name, RegistryId, Sha256
+
+ROSTER_MAX_AGE_S = 300
+"""A node refreshes a roster older than this before it accepts a task (design, section 5)."""
+FUTURE_TOLERANCE_S = 300
+"""A task may be this far in the future, for clocks differ."""
+MAX_LIFETIME_S = 366 * 86400
+MAX_TOML_BYTES = 1024 * 1024
+
+Settings = TypeVar("Settings", bound=Frozen)
+
+
+class Profile(Frozen):
+    """Who this home is, and of which registry. Written by `ptm join` and `ptm registry create`."""
+
+    registry: str
+    registry_id: RegistryId
+    member: Name
+    kind: Kind
+    root_fingerprint: Sha256
+
+
+class Limits(Frozen):
+    """The most that one run may take at this site, and what it gets when the task does not say."""
+
+    cpu_cores: Annotated[int, Field(ge=1, le=1024)] = 1
+    ram_gb: Annotated[float, Field(gt=0, le=65536)] = 2.0
+    disk_gb: Annotated[float, Field(gt=0)] = 10.0
+    pids: Annotated[int, Field(ge=8, le=1_000_000)] = 256
+    time_s: Annotated[int, Field(ge=1)] = 3600
+    input_mb: Annotated[int, Field(ge=1)] = 10_240
+    output_mb: Annotated[int, Field(ge=1)] = 1024
+    output_files: Annotated[int, Field(ge=1, le=256)] = 256
+    log_kb: Annotated[int, Field(ge=1)] = 1024
+
+
+class FileSource(Frozen):
+    """A file or a folder at the site, shown to the container read-only at `/ptm/data/<name>`."""
+
+    kind: Literal["file"] = "file"
+    path: Path
+
+
+class SparqlSource(Frozen):
+    """A SPARQL endpoint at the site, that a container granted it reaches at `SPARQL_ENDPOINT`, and nothing else."""
+
+    kind: Literal["sparql"]
+    url: str
+
+    @model_validator(mode="after")
+    def _http(self) -> Self:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ValueError("a SPARQL endpoint is an http:// or https:// URL without a password")
+        return self
+
+
+class NodeConfig(Frozen):
+    """`node.toml`: how this worker works. What it may work on is in `policy.toml`."""
+
+    worker: Name
+    runner: Literal["docker", "process"] = "docker"
+    unsafe_no_sandbox: bool = False
+    parallel: Annotated[int, Field(ge=1, le=256)] = 2
+    poll_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    lease_s: Annotated[float, Field(ge=1, le=86400)] = 60.0
+    stop_grace_s: Annotated[float, Field(ge=0, le=86400)] = 20.0
+    pull: Literal["always", "never"] = "always"
+    run_as: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,9}:[0-9]{1,10}$")] | None = None
+    gateway_image: str | None = None
+    limits: Limits = Limits()
+    data: dict[Name, Annotated[FileSource | SparqlSource, Field(discriminator="kind")]] = {}
+    mirrors: dict[str, str] = {}
+    process_images: dict[str, Path] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.runner == "process" and not self.unsafe_no_sandbox:
+            raise ValueError("the process runner is no sandbox: it needs unsafe_no_sandbox = true")
+        if self.runner == "docker" and self.gateway_image is None and any(s.kind == "sparql" for s in self.data.values()):
+            raise ValueError("a sparql data source needs gateway_image, any image with python3 (see docs/node.md)")
+        return self
+
+
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise ValueError(f"{text!r} is not a regular expression: {e}") from None
+    return text
+
+
+class AllowRule(Frozen):
+    """Images that may run: regular expressions that must match the whole of `name:tag` (or `name@sha256:…`)."""
+
+    images: Annotated[tuple[Annotated[str, AfterValidator(_is_pattern)], ...], Field(min_length=1)]
+
+
+class Policy(Frozen):
+    """`policy.toml`: what this site allows. Empty allows nothing."""
+
+    allow: tuple[AllowRule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Home:
+    """One member's folder on this machine, and where everything lies in it."""
+
+    path: Path
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile.toml"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def trust(self) -> Path:
+        return self.path / "trust"
+
+    @property
+    def node(self) -> Path:
+        return self.path / "node.toml"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy.toml"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.sqlite"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    def make(self) -> Self:
+        private_folder(self.path)
+        return self
+
+
+def find_home(given: str | None) -> Home:
+    """The home folder: as given, else PTM_HOME, else the platform's place for user data."""
+    return Home(Path(given or os.environ.get("PTM_HOME") or platformdirs.user_data_path("ptm")).expanduser().absolute())
+
+
+def load_profile(home: Home) -> Profile:
+    """The profile, with PTM_REGISTRY in place of its registry if that is set."""
+    if not home.profile.exists():
+        raise UsageError(f"{home.path} has not joined a registry", hint="`ptm join URL --root FINGERPRINT`, or give --home")
+    profile = read_toml(home.profile, Profile)
+    override = os.environ.get("PTM_REGISTRY")
+    return profile.model_copy(update={"registry": override}) if override else profile
+
+
+def save_profile(home: Home, profile: Profile) -> None:
+    lines = [f"{key} = {toml_string(str(value))}\n" for key, value in profile.model_dump(mode="json").items()]
+    write_atomic(home.profile, "".join(lines).encode(), mode=0o600)
+
+
+def read_toml(path: Path, kind: type[Settings]) -> Settings:
+    """A TOML file as a strict type; `ConfigError` with the file and the setting at fault."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_TOML_BYTES)
+        table = tomllib.loads(raw.decode("utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"there is no {path}", hint="`ptm node init` writes the files of a node") from e
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read: {e.strerror}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: {e}", hint="the file is TOML, https://toml.io") from e
+    if kind is NodeConfig:
+        for source in table.get("data", {}).values() if isinstance(table.get("data"), dict) else ():
+            if isinstance(source, dict):
+                source.setdefault("kind", "file")
+    try:
+        return kind.model_validate(table, strict=False)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from e
+
+
+def toml_string(text: str) -> str:
+    """A TOML basic string (TOML v1.0, section String)."""
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{escaped}"'

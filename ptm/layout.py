@@ -1,0 +1,117 @@
+"""Every key in a registry: built and taken apart here, and nowhere else (design, section 3; listing in `docs/format.md`).
+
+A key of a shape that no function here makes is nobody's: the parsers return None for it, and their callers ignore it
+with a warning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MARKER = "ptm.json"
+TRUST = "trust/"
+_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+_ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_QUEUE = re.compile(rf"queue/(?P<site>{_NAME})/(?P<user>{_NAME})/(?P<task>{_ULID})(?P<cancel>\.cancel)?\.json")
+_TASK = re.compile(rf"users/(?P<user>{_NAME})/tasks/(?P<task>{_ULID})/task\.json")
+_HEARTBEAT = re.compile(rf"sites/(?P<site>{_NAME})/workers/(?P<worker>{_NAME})\.json")
+_CLAIM = re.compile(rf"sites/{_NAME}/runs/{_ULID}/claim\.(?P<epoch>[1-9][0-9]{{0,3}})\.json")
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """A key in a site's queue: a task, or (`cancel`) the wish to cancel it."""
+
+    key: str
+    site: str
+    user: str
+    task: str
+    cancel: bool
+
+
+def trust_metadata(file: str) -> str:
+    return f"trust/metadata/{file}"
+
+
+def trust_target(file: str) -> str:
+    return f"trust/targets/{file}"
+
+
+def tasks_of(user: str) -> str:
+    return f"users/{user}/tasks/"
+
+
+def task(user: str, task_id: str) -> str:
+    return f"users/{user}/tasks/{task_id}/task.json"
+
+
+def task_input(user: str, task_id: str, name: str) -> str:
+    return f"users/{user}/tasks/{task_id}/inputs/{name}.age"
+
+
+def queue_of(site: str) -> str:
+    return f"queue/{site}/"
+
+
+def queue(site: str, user: str, task_id: str) -> str:
+    return f"queue/{site}/{user}/{task_id}.json"
+
+
+def cancel(site: str, user: str, task_id: str) -> str:
+    return f"queue/{site}/{user}/{task_id}.cancel.json"
+
+
+def workers_of(site: str) -> str:
+    return f"sites/{site}/workers/"
+
+
+def heartbeat(site: str, worker: str) -> str:
+    return f"sites/{site}/workers/{worker}.json"
+
+
+def scratch(site: str, worker: str) -> str:
+    """Where a worker tries out what the store can do; empty again afterwards."""
+    return f"sites/{site}/probe/{worker}/"
+
+
+def run(site: str, task_id: str) -> str:
+    return f"sites/{site}/runs/{task_id}/"
+
+
+def claim(site: str, task_id: str, epoch: int) -> str:
+    return f"sites/{site}/runs/{task_id}/claim.{epoch}.json"
+
+
+def refusal(site: str, task_id: str, number: int) -> str:
+    return f"sites/{site}/runs/{task_id}/{number:03d}.refused.json"
+
+
+def result(site: str, task_id: str) -> str:
+    return f"sites/{site}/runs/{task_id}/result.json"
+
+
+def output(site: str, task_id: str, attempt: str, name: str) -> str:
+    return f"sites/{site}/runs/{task_id}/outputs/{attempt}/{name}.age"
+
+
+def parse_queue(key: str) -> QueueEntry | None:
+    match = _QUEUE.fullmatch(key)
+    return match and QueueEntry(key, match["site"], match["user"], match["task"], match["cancel"] is not None)
+
+
+def parse_task(key: str) -> tuple[str, str] | None:
+    """(user, task id) of a researcher's record of a task."""
+    match = _TASK.fullmatch(key)
+    return match and (match["user"], match["task"])
+
+
+def parse_heartbeat(key: str) -> tuple[str, str] | None:
+    """(site, worker)."""
+    match = _HEARTBEAT.fullmatch(key)
+    return match and (match["site"], match["worker"])
+
+
+def parse_claim(key: str) -> int | None:
+    """The epoch of a claim."""
+    match = _CLAIM.fullmatch(key)
+    return match and int(match["epoch"])

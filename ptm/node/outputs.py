@@ -1,0 +1,264 @@
+"""What comes out of a run: flat regular files under the rules, and a bounded log. Nothing here knows an engine.
+
+A run's output is hostile. Rules, each of which ends in one line for people (`BrokenRule`): regular files only (no
+link of either kind, device, pipe, socket or folder), one path segment by the rules of `ptm.model.OutputName`, no two
+names alike but for case, at most `output_files` files and `output_mb` MiB. Nothing is followed, nothing is extracted
+by tarfile itself, and nothing is written outside the folder given. Memory is constant. After a broken rule the folder
+holds leftovers that the caller throws away."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from ptm.config import Limits
+from ptm.errors import RunnerError
+from ptm.model import OutputName
+
+CHUNK = 1024 * 1024
+MIB = 1024 * 1024
+_NAME: TypeAdapter[str] = TypeAdapter(OutputName)
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+}
+
+
+class BrokenRule(Exception):
+    """The outputs broke a rule. The text is one line for the researcher."""
+
+
+class _Target:
+    """The folder that outputs are written to, and what is left of the limits."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self._folder, self._limits = folder, limits
+        self._names: set[str] = set()
+        self._room = limits.output_mb * MIB
+
+    def write(self, name: str, size: int, read: Callable[[int], bytes]) -> None:
+        """Take one file of `size` bytes. What it really has is counted too."""
+        self._admit(name)
+        if size > self._room:
+            raise self._too_large()
+        with (self._folder / name).open("xb") as sink:
+            while chunk := read(CHUNK):
+                self._room -= len(chunk)
+                if self._room < 0:
+                    raise self._too_large()
+                sink.write(chunk)
+
+    def _admit(self, name: str) -> None:
+        try:
+            _NAME.validate_python(name)
+        except ValidationError as e:
+            problem = e.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+            raise BrokenRule(f"the output {shown(name)} may not be named so: {problem}") from e
+        if name.casefold() in self._names:
+            raise BrokenRule(f"there are two outputs named {shown(name)} (capitals make no difference)")
+        self._names.add(name.casefold())
+        if len(self._names) > self._limits.output_files:
+            raise BrokenRule(f"there are more than {self._limits.output_files} output files, the site's limit")
+
+    def _too_large(self) -> BrokenRule:
+        return BrokenRule(f"the outputs have more than {self._limits.output_mb} MB, the site's limit")
+
+
+def take_tar(chunks: Iterable[bytes], root: str, target: Path, limits: Limits) -> None:
+    """Write the files of a tar stream to the empty folder `target`. `root` is the name of the folder that was
+    archived, which every entry starts with.
+
+    `BrokenRule` if a rule is broken; `RunnerError` if the stream is damaged or ends early, for then nobody knows what
+    is missing."""
+    sink = _Target(target, limits)
+    try:
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
+            for entry in tar:
+                _take_entry(tar, entry, root, sink)
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every entry that it has seen
+            if tar.fileobj is None or tar.fileobj.tell() <= tar.offset:
+                raise RunnerError("the engine broke off while it handed out the outputs")
+    except tarfile.TarError as e:
+        raise RunnerError("the engine handed out the outputs damaged") from e
+
+
+def _take_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: str, sink: _Target) -> None:
+    path = entry.name.removeprefix("./").rstrip("/")
+    regular = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+    if path == root:
+        if not entry.isdir():
+            raise BrokenRule("the output folder was replaced by something else")
+        return
+    name = path.removeprefix(f"{root}/")
+    if not regular:
+        raise BrokenRule(f"the output {shown(name)} is {_KINDS.get(entry.type, 'no regular file')}; only plain files may leave")
+    if not path.startswith(f"{root}/"):
+        raise BrokenRule(f"the output {shown(name)} is not in the output folder")
+    source = tar.extractfile(entry)
+    if source is None:
+        raise RunnerError("the engine handed out the outputs damaged")
+    sink.write(name, entry.size, source.read)
+
+
+def take_folder(folder: Path, target: Path, limits: Limits) -> None:
+    """The same rules for a folder on this machine, in which something may still be at work: everything is opened
+    once, without following links."""
+    sink = _Target(target, limits)
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                _take_file(root, entry.name, sink)
+    finally:
+        os.close(root)
+
+
+def _take_file(root: int, name: str, sink: _Target) -> None:
+    before = os.stat(name, dir_fd=root, follow_symlinks=False)
+    if not stat.S_ISREG(before.st_mode):
+        raise BrokenRule(f"the output {shown(name)} is {_kind(before.st_mode)}; only plain files may leave")
+    if before.st_nlink > 1:
+        raise BrokenRule(f"the output {shown(name)} is a hard link; only plain files may leave")
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
+    except OSError as e:
+        raise BrokenRule(f"the output {shown(name)} cannot be read") from e
+    with os.fdopen(descriptor, "rb") as source:
+        now = os.fstat(source.fileno())
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            raise BrokenRule(f"the output {shown(name)} was exchanged while it was read")
+        sink.write(name, now.st_size, source.read)
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((text for test, text in kinds if test(mode)), "a device")
+
+
+def shown(name: str) -> str:
+    """A hostile name, fit for one line of text."""
+    return ascii(name if len(name) <= 60 else name[:57] + "...")
+
+
+def write_log(chunks: Iterable[bytes], log: Path, limit_kb: int) -> None:
+    """Write a log, cut at `limit_kb` KiB; a log that was cut says so in its last line. Stops reading there."""
+    with log.open("wb") as sink:
+        bounded = BoundedLog(sink, limit_kb)
+        for chunk in chunks:
+            if not bounded.write(chunk):
+                break
+
+
+class BoundedLog:
+    """A log that is being written: takes what comes, keeps what fits."""
+
+    def __init__(self, sink: BinaryIO, limit_kb: int) -> None:
+        self._sink, self._limit_kb = sink, limit_kb
+        self._room = limit_kb * 1024
+        self._cut = False
+
+    def write(self, chunk: bytes) -> bool:
+        """False once the log is full: nothing more will be kept."""
+        if self._cut:
+            return False
+        self._sink.write(chunk[: self._room])
+        self._cut = len(chunk) > self._room
+        self._room -= min(len(chunk), self._room)
+        if self._cut:
+            self._sink.write(f"\n[ptm: the log was cut here, at the site's limit of {self._limit_kb} KB]\n".encode())
+        return not self._cut
+
+
+def input_tar(inputs: Path, uid: int, gid: int) -> Iterator[bytes]:
+    """A tar stream with `ptm/input/` (files 0444) and an empty `ptm/output/` (0700), both owned by the user of the
+    run; constant memory."""
+    buffer = _Buffer()
+    with tarfile.open(fileobj=buffer, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        for name, mode, owner in (("ptm", 0o755, (0, 0)), ("ptm/input", 0o755, (uid, gid)), ("ptm/output", 0o700, (uid, gid))):
+            tar.addfile(_entry(name, tarfile.DIRTYPE, mode, owner))
+        for path in sorted(inputs.iterdir()):
+            with path.open("rb") as source:
+                entry = _entry(f"ptm/input/{path.name}", tarfile.REGTYPE, 0o444, (uid, gid))
+                entry.size = os.fstat(source.fileno()).st_size
+                yield from _add(tar, entry, source, buffer)
+    yield buffer.take()
+
+
+def _add(tar: tarfile.TarFile, entry: tarfile.TarInfo, source: BinaryIO, buffer: _Buffer) -> Iterator[bytes]:
+    """`TarFile.addfile`, but what was written is handed on after every chunk."""
+    tar.addfile(entry)
+    stream = tar.fileobj
+    assert stream is not None  # noqa: S101 - the archive is open
+    left = entry.size
+    while left:
+        chunk = source.read(min(CHUNK, left))
+        if not chunk:
+            raise RunnerError(f"the input {shown(entry.name)} became shorter while it was read")
+        stream.write(chunk)
+        left -= len(chunk)
+        yield buffer.take()
+    stream.write(bytes(-entry.size % tarfile.BLOCKSIZE))
+
+
+def _entry(name: str, kind: bytes, mode: int, owner: tuple[int, int]) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode = kind, mode
+    entry.uid, entry.gid = owner
+    return entry
+
+
+class _Buffer(io.RawIOBase):
+    """A sink that gives back what was written since the last time."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+        self._held += data
+        return len(data)
+
+    def take(self) -> bytes:
+        held, self._held = bytes(self._held), bytearray()
+        return held
+
+
+class _Reader(io.RawIOBase):
+    """An iterator of chunks as a file to read."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._held = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        parts, missing = [], size
+        while missing:
+            if not self._held:
+                self._held = next(self._chunks, b"")
+                if not self._held:
+                    break
+            part, self._held = self._held[:missing], self._held[missing:]
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)

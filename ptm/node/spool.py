@@ -1,0 +1,152 @@
+"""From an ended run to a committed result: seal, sign, keep on disk, deliver.
+
+Order, so that nothing is lost and nothing is said twice: outputs are sealed into the spool, the signed result is
+written to the node's state (phase `spooled`), only then may the container go; large outputs are uploaded, the result
+is created (the commit), the queue entry goes, the spool goes. Every step can be done again after a crash."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ptm import envelope, layout
+from ptm.config import Home
+from ptm.errors import VerificationError
+from ptm.files import private_folder
+from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, FinalState, PlainFile, Result, SealedFile, Task
+from ptm.node.state import RunRow, State
+from ptm.registry import Registry, now_utc
+from ptm.seal import seal_file, seal_manifest
+from ptm.trust import TrustedRoster
+
+log = logging.getLogger("ptm.node")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, before it is sealed and signed."""
+
+    state: FinalState
+    reason: str | None = None
+    hint: str | None = None
+    exit_code: int | None = None
+    image_digest: str | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+class RunFolder:
+    """Where one run's files lie at the site while they are needed: `spool/<task>/`, mode 0700."""
+
+    def __init__(self, home: Home, task: str) -> None:
+        self.path = home.spool / task
+
+    @property
+    def log(self) -> Path:
+        return self.path / LOG_NAME
+
+    def fresh(self, name: str) -> Path:
+        """An empty private folder in it."""
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return private_folder(folder)
+
+    def sealed(self, name: str) -> Path:
+        return self.path / "sealed" / f"{name}.age"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def spool_result(registry: Registry, state: State, worker: str, row: RunRow, task: Task, ending: Ending) -> RunRow:
+    """Seal what lies in the run's `outputs` folder and its log, sign the result, and remember it as `spooled`."""
+    roster = registry.roster(300)
+    folder = RunFolder(registry.home, row.task)
+    outputs, log_file, manifest = _seal_outputs(registry, roster, folder, task) if folder.path.exists() else ((), None, None)
+    result = Result(
+        registry=registry.id,
+        task=task.id,
+        task_sha256=row.task_sha256,
+        user=task.user,
+        site=registry.me,
+        worker=worker,
+        attempt=row.attempt,
+        state=ending.state,
+        exit_code=ending.exit_code,
+        reason=ending.reason,
+        hint=ending.hint,
+        image=task.image,
+        image_digest=ending.image_digest,
+        start_time=ending.start_time,
+        end_time=ending.end_time or now_utc(),
+        roster_version=roster.version,
+        recipients=task.recipients,
+        outputs=outputs,
+        log=log_file,
+        manifest=manifest,
+    )
+    state.spooled(row.task, registry.sign(result))
+    shutil.rmtree(folder.path / "outputs", ignore_errors=True)
+    folder.log.unlink(missing_ok=True)
+    spooled = state.find(row.task)
+    assert spooled is not None
+    return spooled
+
+
+def deliver(registry: Registry, state: State, row: RunRow) -> None:
+    """Bring a spooled result to the bucket and take the task out of the queue. Any `StoreError` leaves it spooled, to
+    be tried again."""
+    if row.result is None:
+        raise ValueError(f"the run of {row.task} has no result yet")
+    if row.phase == "spooled":
+        _commit(registry, row, row.result)
+        state.delivered(row.task)
+    registry.dequeue(registry.me, row.user, row.task)
+    RunFolder(registry.home, row.task).remove()
+
+
+def _commit(registry: Registry, row: RunRow, body: bytes) -> None:
+    result = envelope.load(Result, envelope.parse(body).canonical)
+    folder = RunFolder(registry.home, row.task)
+    large = [file.name for file in result.files if file.content is None]
+    for name in large:
+        with folder.sealed(name).open("rb") as source:
+            registry.store.upload(layout.output(registry.me, row.task, row.attempt, name), source)
+    if registry.commit(body, row.task):
+        log.info("task %s: %s%s", row.task, result.state, f": {result.reason}" if result.reason else "")
+        return
+    for name in large:
+        registry.store.delete(layout.output(registry.me, row.task, row.attempt, name))
+    try:
+        registry.read_own(layout.result(registry.me, row.task), Result)
+        log.warning("task %s: another worker's result was committed first; this one is dropped", row.task)
+    except VerificationError as e:
+        log.error(
+            "task %s: the registry holds a result that this site did not sign (%s); somebody tampers with the bucket", row.task, e
+        )
+
+
+def _seal_outputs(
+    registry: Registry, roster: TrustedRoster, folder: RunFolder, task: Task
+) -> tuple[tuple[SealedFile, ...], SealedFile | None, str | None]:
+    recipients = [roster.active(name).age_key for name in task.recipients]
+    folder.fresh("sealed")
+    plain: list[PlainFile] = []
+    sealed: list[SealedFile] = []
+    room = INLINE_TOTAL_BYTES
+    sources = sorted((folder.path / "outputs").iterdir()) if (folder.path / "outputs").is_dir() else []
+    for path in [*sources, folder.log]:
+        if path.exists():
+            with path.open("rb") as clear:
+                listed, file = seal_file(clear, folder.sealed(path.name), path.name, recipients, room)
+            plain.append(listed)
+            sealed.append(file)
+            room -= file.size if file.content is not None else 0
+    if not plain:
+        return (), None, None
+    manifest = seal_manifest(registry.id, task.id, registry.me, plain, recipients)
+    log_file = sealed.pop() if folder.log.exists() else None
+    return tuple(sealed), log_file, manifest

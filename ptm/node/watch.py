@@ -1,0 +1,292 @@
+"""The node's loop: poll the site's queue, give each task a thread, beat, deliver what is spooled, and stop cleanly.
+
+Rules: a poll costs one listing of the site's own queue prefix, however many tasks have been finished. A task that is
+in hand is not touched again; one that met an outage is tried again after a pause that doubles up to a minute. Nothing
+here looks into a task: that is `ptm.node.run`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+
+from ptm import layout
+from ptm.config import Home, NodeConfig, Policy
+from ptm.errors import NotFound, PtmError, StoreError, TooLarge, TrustError, Unreachable, VerificationError
+from ptm.layout import QueueEntry
+from ptm.model import Heartbeat
+from ptm.node.claims import Claims
+from ptm.node.run import Worker, handle, resume
+from ptm.node.runner import Interrupt, Runner
+from ptm.node.state import State
+from ptm.node.verify import verify_cancel
+from ptm.registry import Registry, new_nonce, now_utc
+
+log = logging.getLogger("ptm.node")
+MAX_WAITING = 64
+"""Tasks in hand beyond those that run: getting images, waiting for a slot."""
+MAX_PAUSE_S = 60.0
+
+
+class Node:
+    """One worker of a site. `watch` returns when `stop` is set, or, with `once`, when nothing is left that it can do."""
+
+    def __init__(self, home: Home, registry: Registry, config: NodeConfig, policy: Policy, runner: Runner) -> None:
+        self._home, self._registry, self._config, self._runner = home, registry, config, runner
+        self._state = State(home.state)
+        claims = Claims(registry, config.worker, config.lease_s)
+        slots = threading.Semaphore(config.parallel)
+        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots)
+        self._in_hand: dict[str, threading.Thread] = {}
+        self._canceled: set[str] = set()
+        self._pauses = _Pauses()
+        self._warned: set[str] = set()
+        self._session, self._beats = new_nonce(), 0
+        self._unavailable = False
+
+    def watch(self, stop: threading.Event, *, once: bool = False) -> None:
+        """Run until told to stop. Raises what makes it pointless to begin (`RunnerError`, `AccessDenied`,
+        `TrustError`; with `once` also `Unreachable`)."""
+        self._runner.check()
+        self._begin(stop, once)
+        with self._heartbeats(stop):
+            while not stop.is_set():
+                begun = self._poll(stop, once)
+                if once and not begun and not self._in_hand:
+                    break
+                stop.wait(0.1 if once else self._config.poll_s)
+                self._reap()
+            self._drain(stop)
+            left = len(self._state.unfinished())
+        if once and left:
+            raise PtmError(
+                f"{left} run(s) could not be finished for now", hint="the log above says why; run the same command again"
+            )
+
+    def _begin(self, stop: threading.Event, once: bool) -> None:
+        """The first look at the registry. A node that watches waits for an unreachable store; one that runs once says so."""
+        while not stop.is_set():
+            try:
+                self._registry.roster().active(self._registry.me)
+                self._check_sharing()
+                return
+            except Unreachable as e:
+                if once:
+                    raise
+                log.warning("%s; trying again in %g s", e, self._config.poll_s)
+                stop.wait(self._config.poll_s)
+
+    def _check_sharing(self) -> None:
+        """Several workers of one site need create-if-absent to be exclusive. Where it is not, refuse to start beside
+        another worker."""
+        found = self._registry.store.probe(layout.scratch(self._registry.me, self._config.worker))
+        if found.shareable:
+            return
+        why = "keeps old versions" if found.exclusive_create else "does not honour If-None-Match"
+        log.warning("this store %s: this site can have one worker only", why)
+        for info in self._registry.store.list(layout.workers_of(self._registry.me)):
+            other = layout.parse_heartbeat(info.key)
+            if other and other[1] != self._config.worker and not self._is_stopped(info.key):
+                raise PtmError(
+                    f"this store {why}, and the site has another worker, {other[1]}",
+                    hint=f"stop that worker, or if it is gone for good delete {info.key}",
+                )
+
+    def _is_stopped(self, key: str) -> bool:
+        try:
+            return self._registry.read_own(key, Heartbeat).stopped
+        except (VerificationError, NotFound):
+            return False
+
+    # the loop
+
+    def _poll(self, stop: threading.Event, once: bool) -> int:
+        """Look once; returns how many threads were begun."""
+        try:
+            self._registry.roster(self._config.poll_s if once else 300.0)
+            entries = self._look()
+            self._runner.check()
+        except (StoreError, TrustError) as e:
+            if once:
+                raise
+            self._say_unavailable(str(e))
+            return self._go_on(stop, [])
+        except PtmError as e:
+            self._say_unavailable(str(e))
+            return self._go_on(stop, [])
+        if self._unavailable:
+            log.info("going on")
+            self._unavailable = False
+        self._state.forget_expired(now_utc())
+        return self._go_on(stop, entries)
+
+    def _go_on(self, stop: threading.Event, entries: list[QueueEntry]) -> int:
+        """Give a thread to each unfinished run and each new task that is due."""
+        self._reap()
+        begun = 0
+        unfinished = {row.task: row for row in self._state.unfinished()}
+        self._pauses.keep({entry.task for entry in entries} | set(unfinished) | set(self._in_hand))
+        for task, row in unfinished.items():
+            begun += self._begin_thread(task, partial(resume, self._worker, row), stop)
+        for entry in entries:
+            if entry.task not in unfinished and self._begin_thread(entry.task, partial(handle, self._worker, entry), stop):
+                begun += 1
+        return begun
+
+    def _look(self) -> list[QueueEntry]:
+        """The site's queue, oldest task first. Notes cancels; warns once of keys that are nobody's."""
+        tasks: list[QueueEntry] = []
+        cancels: list[QueueEntry] = []
+        for entry in self._registry.queue(self._registry.me):
+            if isinstance(entry, str):
+                if entry not in self._warned and len(self._warned) < 1000:
+                    self._warned.add(entry)
+                    log.warning("ignored: %r is not a key that ptm makes", entry)
+            else:
+                (cancels if entry.cancel else tasks).append(entry)
+        waiting = {entry.task for entry in tasks} | set(self._in_hand)
+        for entry in cancels:
+            self._note_cancel(entry, entry.task in waiting)
+        return sorted(tasks, key=lambda entry: entry.task)
+
+    def _note_cancel(self, entry: QueueEntry, waiting: bool) -> None:
+        if entry.task in self._canceled and waiting:
+            return
+        try:
+            if waiting:
+                verify_cancel(self._registry.read_raw(entry.key), entry, self._registry.roster(300))
+                self._canceled.add(entry.task)
+                self._pauses.forget(entry.task)
+                return
+        except NotFound:
+            return
+        except TrustError:
+            raise
+        except (VerificationError, TooLarge) as e:
+            log.warning("%s: refused: %s", entry.key, e)
+        self._registry.store.delete(entry.key)
+
+    def _begin_thread(self, task: str, work: Callable[[Callable[[], Interrupt | None]], None], stop: threading.Event) -> bool:
+        if task in self._in_hand or len(self._in_hand) >= self._config.parallel + MAX_WAITING or not self._pauses.due(task):
+            return False
+
+        def ask() -> Interrupt | None:
+            return "canceled" if task in self._canceled else "stopping" if stop.is_set() else None
+
+        thread = threading.Thread(target=self._guarded, args=(task, work, ask), name=f"task-{task}", daemon=True)
+        self._in_hand[task] = thread
+        thread.start()
+        return True
+
+    def _guarded(
+        self, task: str, work: Callable[[Callable[[], Interrupt | None]], None], ask: Callable[[], Interrupt | None]
+    ) -> None:
+        """A thread's whole life: an outage means a later try, and no error ends the node."""
+        try:
+            work(ask)
+        except PtmError as e:
+            log.warning("task %s: %s; trying again later", task, e)
+            self._pauses.lengthen(task)
+        except Exception:
+            log.exception("task %s: unexpected fault; trying again later", task)
+            self._pauses.lengthen(task)
+        else:
+            self._pauses.rest(task, self._config.poll_s)
+
+    def _reap(self) -> None:
+        for task, thread in list(self._in_hand.items()):
+            if not thread.is_alive():
+                del self._in_hand[task]
+                self._canceled.discard(task)
+
+    def _say_unavailable(self, why: str) -> None:
+        if not self._unavailable:
+            log.warning("%s; no new tasks until that is over", why)
+        self._unavailable = True
+
+    # beating and stopping
+
+    @contextlib.contextmanager
+    def _heartbeats(self, stop: threading.Event) -> Iterator[None]:
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(0 if self._beats == 0 else self._config.lease_s / 4):
+                self._beat(stopped=False)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=10)
+            self._beat(stopped=True)
+            if not self._in_hand:
+                self._state.close()
+
+    def _beat(self, *, stopped: bool) -> None:
+        """Tell the other workers that this one lives. A failure is only logged: they wait for a whole lease."""
+        self._beats += 1
+        held = [row.task for row in self._state.unfinished()][:256]
+        try:
+            self._registry.beat(
+                Heartbeat(
+                    registry=self._registry.id,
+                    site=self._registry.me,
+                    worker=self._config.worker,
+                    session=self._session,
+                    beat=self._beats,
+                    stopped=stopped,
+                    running=tuple(held),
+                    version=version("ptm"),
+                    created=now_utc(),
+                )
+            )
+        except StoreError as e:
+            log.warning("heartbeat: %s", e)
+
+    def _drain(self, stop: threading.Event) -> None:
+        """Give what is in hand `stop_grace_s` to come to a clean point; containers that go on are found again at the
+        next start."""
+        stop.set()
+        deadline = time.monotonic() + self._config.stop_grace_s
+        for task, thread in list(self._in_hand.items()):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.warning(
+                    "task %s: did not come to a stop in %g s; the next start goes on with it", task, self._config.stop_grace_s
+                )
+        self._reap()
+
+
+class _Pauses:
+    """When a task may be looked at again: at once, after a poll's rest, or after a pause that doubles with each outage."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._length: dict[str, float] = {}
+
+    def due(self, task: str) -> bool:
+        return time.monotonic() >= self._until.get(task, 0.0)
+
+    def lengthen(self, task: str) -> None:
+        self._length[task] = min(MAX_PAUSE_S, 2 * self._length.get(task, 0.5))
+        self._until[task] = time.monotonic() + self._length[task]
+
+    def rest(self, task: str, seconds: float) -> None:
+        self._length.pop(task, None)
+        self._until[task] = time.monotonic() + seconds
+
+    def keep(self, tasks: set[str]) -> None:
+        """Forget all others, so that nothing grows with the number of tasks ever seen."""
+        for task in set(self._until) - tasks:
+            self.forget(task)
+
+    def forget(self, task: str) -> None:
+        self._until.pop(task, None)
+        self._length.pop(task, None)

@@ -1,0 +1,221 @@
+"""A member's view of a registry: documents on top of a store, always verified against the roster.
+
+Rules: what is returned was signed by the member whose path it lies under, is of this registry, and is of the type
+asked for. What a caller still has to judge (is it for this site, is it too old, may it say that) is said in the types
+of `ptm.node.verify` and `ptm.results`. Keys come from `ptm.layout` only."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from ptm import envelope, layout
+from ptm.config import Home, Profile, load_profile
+from ptm.envelope import MAX_DOCUMENT_BYTES, AnyDocument
+from ptm.errors import AlreadyExists, NotAllowed, NotFound
+from ptm.keys import MemberKeys, load_keys
+from ptm.model import Cancel, Claim, Document, Heartbeat, Refusal, SealedFile, Task
+from ptm.seal import check_cipher, measure
+from ptm.store.base import Store
+from ptm.store.urls import open_store
+from ptm.trust import TrustedRoster, refresh
+
+MAX_QUEUE = 10_000
+"""A poll looks at no more entries than this; the rest is seen when these are gone."""
+MAX_REFUSALS = 20
+
+
+def now_utc() -> datetime:
+    """The wall clock, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def new_nonce() -> str:
+    return secrets.token_hex(16)
+
+
+@dataclass
+class _Cached:
+    roster: TrustedRoster
+    at: float
+
+
+class Registry:
+    """One member's access: a store, the member's keys, and the roster. Safe to use from several threads."""
+
+    def __init__(self, home: Home, profile: Profile, store: Store, keys: MemberKeys) -> None:
+        self.home, self.profile, self.store, self.keys = home, profile, store, keys
+        self._lock = threading.Lock()
+        self._cached: _Cached | None = None
+
+    @classmethod
+    def open(cls, home: Home) -> Registry:
+        """The registry that this home has joined. Touches no network yet."""
+        profile = load_profile(home)
+        return cls(home, profile, open_store(profile.registry), load_keys(home.keys))
+
+    @property
+    def id(self) -> str:
+        return self.profile.registry_id
+
+    @property
+    def me(self) -> str:
+        return self.profile.member
+
+    def roster(self, max_age_s: float = 0.0) -> TrustedRoster:
+        """The verified roster, refreshed if the one at hand is older than `max_age_s` on this process's monotonic clock.
+
+        Raises `TrustError` for one that may not be acted on, an expired one included.
+        """
+        with self._lock:
+            if self._cached is None or time.monotonic() - self._cached.at > max_age_s or self._cached.roster.expires <= now_utc():
+                self._cached = _Cached(refresh(self.store, self.home.trust, expect_registry=self.id), time.monotonic())
+            return self._cached.roster
+
+    # documents
+
+    def sign(self, document: Document) -> bytes:
+        return envelope.sign(document, self.keys.signing)
+
+    def read(self, key: str, kind: type[AnyDocument], signer: str, roster: TrustedRoster | None = None) -> AnyDocument:
+        """The document at a key, verified as signed by this member. `NotFound`, `VerificationError`."""
+        return envelope.verify(self.read_raw(key), kind, self.id, signing_key(roster or self.roster(60), signer))
+
+    def read_raw(self, key: str) -> bytes:
+        return self.store.get(key, MAX_DOCUMENT_BYTES)
+
+    def read_own(self, key: str, kind: type[AnyDocument]) -> AnyDocument:
+        """The document at a key, verified as signed with this home's own key."""
+        return envelope.verify(self.read_raw(key), kind, self.id, self.keys.sign_key)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.store.head(key)
+        except NotFound:
+            return False
+        return True
+
+    def fetch_sealed(self, file: SealedFile, key: str, sink: BinaryIO, label: str) -> None:
+        """A sealed file's ciphertext into an empty stream, from the document or from its own object; size and digest
+        checked, and wound back to the start."""
+        if file.inline is not None:
+            sink.write(file.inline)
+        else:
+            self.store.download(key, sink, file.size)
+        sink.seek(0)
+        check_cipher(measure(sink), file.size, file.sha256, label)
+        sink.seek(0)
+
+    # a site's queue and runs
+
+    def queue(self, site: str) -> Iterator[layout.QueueEntry | str]:
+        """What waits for a site, oldest key first per user, at most `MAX_QUEUE`; a key of any other shape comes back
+        as the text it is."""
+        for count, info in enumerate(self.store.list(layout.queue_of(site))):
+            if count >= MAX_QUEUE:
+                return
+            yield layout.parse_queue(info.key) or info.key
+
+    def dequeue(self, site: str, user: str, task: str) -> None:
+        """Take a task and a wish to cancel it out of the queue."""
+        self.store.delete(layout.queue(site, user, task))
+        self.store.delete(layout.cancel(site, user, task))
+
+    def claim(self, task: str, task_sha256: str, worker: str, epoch: int) -> bool:
+        """Try to become the one who runs this task. True if we are. Write-once, so of several workers one wins."""
+        claim = Claim(
+            registry=self.id,
+            task=task,
+            task_sha256=task_sha256,
+            site=self.me,
+            worker=worker,
+            epoch=epoch,
+            nonce=new_nonce(),
+            created=now_utc(),
+        )
+        try:
+            self.store.create(layout.claim(self.me, task, epoch), self.sign(claim))
+        except AlreadyExists:
+            return False
+        return True
+
+    def claims(self, site: str, task: str) -> list[int]:
+        """The epochs claimed so far, ascending."""
+        found = (layout.parse_claim(info.key) for info in self.store.list(layout.run(site, task) + "claim."))
+        return sorted(epoch for epoch in found if epoch is not None)
+
+    def commit(self, result_body: bytes, task: str) -> bool:
+        """Write a result, once. True if it is this one that counts, False if another was committed first."""
+        try:
+            self.store.create(layout.result(self.me, task), result_body)
+        except AlreadyExists:
+            return False
+        return True
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Leave a signed note that what lay in the queue is not what it says. Bounded: a store that keeps at it is
+        not answered for ever."""
+        body = self.sign(refusal)
+        for number in range(MAX_REFUSALS):
+            try:
+                self.store.create(layout.refusal(self.me, refusal.task, number), body)
+            except AlreadyExists:
+                continue
+            return
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self.store.put(layout.heartbeat(self.me, heartbeat.worker), self.sign(heartbeat))
+
+    # a researcher's tasks
+
+    def task_bytes(self, task: str) -> bytes:
+        """The signed task as the researcher recorded it. `NotFound` with a hint."""
+        try:
+            return self.read_raw(layout.task(self.me, task))
+        except NotFound:
+            raise NotFound(f"{self.me} has no task {task}", hint="`ptm task list` shows your tasks") from None
+
+    def own_task(self, task: str) -> tuple[Task, str]:
+        """A task of this member's own, verified with its own key, and its digest."""
+        parsed = envelope.parse(self.task_bytes(task))
+        document = envelope.verify(parsed, Task, self.id, self.keys.sign_key)
+        if document.id != task:
+            raise NotAllowed(
+                f"the record of task {task} holds another task ({document.id})", hint="somebody swapped objects in the bucket"
+            )
+        return document, parsed.sha256
+
+    def cancel(self, site: str, cancel: Cancel) -> None:
+        """Ask a site to cancel. No error if it was asked before."""
+        try:
+            self.store.create(layout.cancel(site, self.me, cancel.task), self.sign(cancel))
+        except AlreadyExists:
+            return
+
+    def refusals(self, site: str, task: str, roster: TrustedRoster) -> list[Refusal]:
+        """A site's notes that it found something else than this member's task; those of other users' making are left out."""
+        found: list[Refusal] = []
+        for number in range(MAX_REFUSALS):
+            try:
+                note = self.read(layout.refusal(site, task, number), Refusal, site, roster)
+            except NotFound:
+                break
+            if (note.user, note.task, note.site) == (self.me, task, site):
+                found.append(note)
+        return found
+
+    def result_bytes(self, site: str, task: str) -> bytes | None:
+        try:
+            return self.read_raw(layout.result(site, task))
+        except NotFound:
+            return None
+
+
+def signing_key(roster: TrustedRoster, name: str) -> str:
+    """The Ed25519 key (hex) of a member who may sign now; `NotAllowed` if unknown or revoked."""
+    return roster.active(name).sign_key

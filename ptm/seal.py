@@ -1,0 +1,163 @@
+"""Sealing: age encryption (https://age-encryption.org/v1, X25519 recipients) of streams, measured on both sides.
+
+Encryption is not integrity against somebody who knows the recipient's public key: anybody can seal. So a sealed file
+counts only with the size and SHA-256 that a signed document gives for its ciphertext, and its plaintext only with
+what the document's sealed manifest gives (`open_manifest`). Constant memory: age works in chunks of 64 KiB."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyrage
+import rfc8785
+
+from ptm.envelope import load, parse_json
+from ptm.errors import DigestMismatch, SealError
+from ptm.model import INLINE_BYTES, PlainFile, SealedFile, SealedManifest
+
+MAX_MANIFEST_BYTES = 160 * 1024
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Size in bytes and SHA-256 (hex) of one side of a sealing."""
+
+    size: int
+    sha256: str
+
+
+class _Meter:
+    """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it)."""
+
+    def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
+        self._stream, self._limit = stream, limit
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            chunk = self._stream.read(size)
+        except BaseException as e:
+            self.error = e
+            raise
+        self._count(chunk)
+        return chunk
+
+    def write(self, chunk: bytes) -> int:
+        try:
+            self._count(chunk)
+            self._stream.write(chunk)
+        except BaseException as e:
+            self.error = e
+            raise
+        return len(chunk)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def _count(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        if self._limit is not None and self.size > self._limit:
+            raise SealError(f"has more than {self._limit} bytes")
+        self._hash.update(chunk)
+
+    def measure(self) -> Measure:
+        return Measure(self.size, self._hash.hexdigest())
+
+
+def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[Measure, Measure]:
+    """Encrypt a stream to age recipients (`age1…`). Returns the measures of the plaintext and of the ciphertext."""
+    plain, cipher = _Meter(source), _Meter(sink)
+    try:
+        pyrage.encrypt_io(plain, cipher, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
+    except (OSError, ValueError, SealError, pyrage.EncryptError, pyrage.RecipientError) as e:
+        raise _cause(plain, cipher, e, "cannot be sealed") from e
+    return plain.measure(), cipher.measure()
+
+
+def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, limit: int | None = None) -> Measure:
+    """Decrypt a stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
+
+    `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
+    throws away."""
+    cipher, plain = _Meter(source), _Meter(sink, limit)
+    try:
+        pyrage.decrypt_io(cipher, plain, [identity])
+    except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
+        raise _cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
+    return plain.measure()
+
+
+def seal_bytes(data: bytes, recipients: Sequence[str]) -> bytes:
+    sink = io.BytesIO()
+    seal(io.BytesIO(data), sink, recipients)
+    return sink.getvalue()
+
+
+def unseal_bytes(data: bytes, identity: pyrage.x25519.Identity, limit: int) -> bytes:
+    sink = io.BytesIO()
+    unseal(io.BytesIO(data), sink, identity, limit)
+    return sink.getvalue()
+
+
+def seal_file(source: BinaryIO, target: Path, name: str, recipients: Sequence[str], room: int) -> tuple[PlainFile, SealedFile]:
+    """Seal one file to `target` (which must not be there). Its ciphertext also travels in the `SealedFile` if it is
+    small and fits into `room` bytes."""
+    with target.open("xb") as hidden:
+        plain, cipher = seal(source, hidden, recipients)
+    content = base64.b64encode(target.read_bytes()).decode() if cipher.size <= min(INLINE_BYTES, room) else None
+    return (
+        PlainFile(name=name, size=plain.size, sha256=plain.sha256),
+        SealedFile(name=name, size=cipher.size, sha256=cipher.sha256, content=content),
+    )
+
+
+def seal_manifest(registry: str, task: str, sealed_by: str, files: Iterable[PlainFile], recipients: Sequence[str]) -> str:
+    """The sealed manifest of a task's inputs or a result's outputs, base64, for the document's `manifest` field."""
+    manifest = SealedManifest(registry=registry, task=task, sealed_by=sealed_by, files=tuple(files))
+    return base64.b64encode(seal_bytes(rfc8785.dumps(manifest.model_dump(mode="json")), recipients)).decode()
+
+
+def open_manifest(
+    text: str, identity: pyrage.x25519.Identity, *, registry: str, task: str, sealed_by: str
+) -> dict[str, PlainFile]:
+    """The plaintext sizes and digests by file name, if the manifest was sealed for this very document. `SealError`
+    otherwise."""
+    raw = unseal_bytes(base64.b64decode(text), identity, MAX_MANIFEST_BYTES)
+    parse_json(raw)
+    manifest = load(SealedManifest, raw)
+    if (manifest.registry, manifest.task, manifest.sealed_by) != (registry, task, sealed_by):
+        raise SealError("was sealed for another task", hint="somebody copied ciphertext from one document into another")
+    return {file.name: file for file in manifest.files}
+
+
+def check_plain(measured: Measure, expected: PlainFile | None, name: str) -> None:
+    """`DigestMismatch` unless a decrypted file is the one its manifest lists."""
+    if expected is None or (measured.size, measured.sha256) != (expected.size, expected.sha256):
+        raise DigestMismatch(f"{name} is not the file that was sealed for this task")
+
+
+def check_cipher(measured: Measure, size: int, sha256: str, name: str) -> None:
+    """`DigestMismatch` unless a ciphertext has the size and digest that were signed."""
+    if (measured.size, measured.sha256) != (size, sha256):
+        raise DigestMismatch(f"{name} is not what was signed: {measured.size} bytes, SHA-256 {measured.sha256[:16]}…")
+
+
+def measure(stream: BinaryIO) -> Measure:
+    """Size and SHA-256 of what is left in a stream."""
+    meter = _Meter(stream)
+    while meter.read(1024 * 1024):
+        pass
+    return meter.measure()
+
+
+def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> Exception:
+    own = plain.error or cipher.error
+    return own if isinstance(own, (OSError, SealError)) else SealError(f"{text} ({error})")

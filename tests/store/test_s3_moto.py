@@ -1,0 +1,19 @@
+"""The S3 store keeps the contract on moto's server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.servers import Moto
+from tests.store.s3_contract import S3Contract
+
+
+class TestS3StoreOnMoto(S3Contract):
+    @pytest.fixture(autouse=True)
+    def credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+
+    @pytest.fixture
+    def endpoint_url(self, moto_server: Moto) -> str:
+        return moto_server.endpoint_url
