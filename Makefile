@@ -39,7 +39,7 @@ lock:
 		--output-file requirements-dev.lock pyproject.toml build/lock/build.in
 
 clean:
-	rm -rf .venv build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-out demo-out-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(BIN)/python:

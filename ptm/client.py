@@ -42,9 +42,10 @@ from ptm.tasks import (
     task_status,
 )
 
-POLL_S = 1.0
+POLL_S = 0.2
 MAX_POLL_S = 5.0
-"""A waiting client looks every second at first, and never less often than every five."""
+"""A waiting client looks after a fifth of a second at first and whenever a site has answered, then ever less often, but
+never less often than every five seconds."""
 GRACE = timedelta(minutes=2)
 """How long after a task's expiry a result may still be on its way."""
 Answer = TypeVar("Answer")

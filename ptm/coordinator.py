@@ -2,9 +2,9 @@
 
 Rules:
 - Every change starts from the newest verified state and is published whole (`ptm.publisher`); a command that was
-interrupted is given again, and finishes the job.
+  interrupted is given again, and finishes the job.
 - The root keys sign roots only. The key `keys/roles.pem` signs targets, snapshot and timestamp; who has it is a
-coordinator, on as many machines as it is copied to.
+  coordinator, on as many machines as it is copied to.
 - `now` comes from the caller: expiries are counted from it.
 
 What it does not do: change the roles key (that takes a second registry for now), or delete old metadata.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,19 +25,27 @@ from tuf.api.metadata import Metadata, Role, Root, Snapshot, Targets, Timestamp
 from ptm import layout
 from ptm.admission import already_member, check_request
 from ptm.config import Home, Profile, load_profile, save_profile
+from ptm.enrolment import filled, member_keys
 from ptm.errors import AlreadyExists, KeyFileError, NotAllowed, NotFound, UsageError
 from ptm.files import private_folder
-from ptm.keys import AGE_FILE, SIGN_FILE, MemberKeys, create_keys, load_keys, load_signing_key, write_signing_key
+from ptm.keys import MemberKeys, load_signing_key, write_signing_key
 from ptm.model import Member, MemberRequest, Roster
-from ptm.publisher import ROOT_DAYS, Publisher, Raced, State, newest_root, write_root
+from ptm.publisher import ROOT_DAYS, Publisher, State, newest_root, write_root
 from ptm.store.base import Store
 from ptm.trust import fingerprint_of, locked, parse_metadata, pin_root, read_root
 
 ROOT_KEY = "root.pem"
 ROLES_KEY = "roles.pem"
 FORMAT = "ptm-registry@1"
-_READ_ME = "A registry of ptm. Members put signed, encrypted files here; `ptm --help` reads them. The id that counts is the one in trust/."
+_READ_ME = (
+    "A registry of ptm. Members put signed, encrypted files here; `ptm --help` reads them. "
+    "The registry id that counts is the one in trust/."
+)
 _ROLES = (Targets.type, Snapshot.type, Timestamp.type)
+
+
+def _ignore(member: Member) -> None:
+    """The caller does not ask."""
 
 
 def create_registry(
@@ -65,6 +73,7 @@ def create_registry(
     private_folder(home.keys)
     keys = [_load_or_make(path) for path in paths]
     roles, own = _load_or_make(home.keys / ROLES_KEY), member_keys(home)
+    first = _first_roster(name, member_name, organisation, own, now)
     root = _first_root(keys, roles, threshold, now)
     fingerprint = fingerprint_of(_create_or_adopt(store, root, keys))
     pin_root(store, home.trust, fingerprint)
@@ -72,15 +81,7 @@ def create_registry(
         publisher = Publisher(store, home.trust, roles)
         state = publisher.settled(now)
         if state.roster is None:
-            me = Member(
-                name=member_name,
-                kind="coordinator",
-                organisation=organisation,
-                sign_key=own.sign_key,
-                age_key=own.age_key,
-                admitted=now,
-            )
-            state = publisher.publish(state, Roster(registry=str(uuid.uuid4()), name=name, members=(me,)), now)
+            state = publisher.publish(state, first, now)
     roster = _roster(state)
     save_profile(home, _profile(store, roster, own, fingerprint))
     marker = {"format": FORMAT, "registry": roster.registry, "read_me": _READ_ME}
@@ -88,9 +89,14 @@ def create_registry(
     return fingerprint
 
 
-def admit(store: Store, home: Home, requests: Sequence[MemberRequest], now: datetime) -> list[Member]:
-    """Put members into the roster, all or none. Their lines of the roster, in the requests' order: one whose
-    `admitted` is not `now` was in it before.
+def admit(
+    store: Store,
+    home: Home,
+    requests: Sequence[MemberRequest],
+    now: datetime,
+    known: Callable[[Member], None] = _ignore,
+) -> list[Member]:
+    """Put members into the roster, all or none; their lines of it, in the requests' order. `known` hears of those in it before.
 
     Raises what `ptm.admission.check_request` raises. The requests' signatures were checked by
     `envelope.verify_request`, and who they are by a person."""
@@ -102,7 +108,9 @@ def admit(store: Store, home: Home, requests: Sequence[MemberRequest], now: date
         lines = []
         for request in requests:
             member = already_member(request, roster)
-            if member is None:
+            if member is not None:
+                known(member)
+            else:
                 check_request(request, roster, reserved)
                 member = Member(**request.model_dump(exclude={"type", "created"}), admitted=now)
                 roster = roster.model_copy(update={"members": (*roster.members, member)})
@@ -140,8 +148,7 @@ def renew(store: Store, home: Home, now: datetime) -> dict[str, datetime]:
     not renewed by this: `rotate_root`)."""
     with locked(home.trust):
         publisher = _publisher(store, home)
-        publisher.renew(publisher.settled(now), now)
-        return publisher.expiries()
+        return publisher.renew(publisher.settled(now), now).expiries
 
 
 def rotate_root(
@@ -180,14 +187,6 @@ def rotate_root(
         return fingerprint_of(write_root(store, old, new, list(signers.values())))
 
 
-def member_keys(home: Home) -> MemberKeys:
-    """This home's member keys, made if there are none."""
-    if (home.keys / SIGN_FILE).exists() or (home.keys / AGE_FILE).exists():
-        return load_keys(home.keys)
-    home.make()
-    return create_keys(home.keys)
-
-
 def _check_vacant(store: Store) -> None:
     try:
         store.head(layout.MARKER)
@@ -205,6 +204,19 @@ def _check_home(store: Store, home: Home) -> None:
     body = read_root(store, 1)
     if body is None or fingerprint_of(body) != load_profile(home).root_fingerprint:
         raise UsageError(f"{home.path} has joined a registry already", hint="use another --home")
+
+
+def _first_roster(name: str, member_name: str, organisation: str, own: MemberKeys, now: datetime) -> Roster:
+    me = filled(
+        Member,
+        name=member_name,
+        kind="coordinator",
+        organisation=organisation,
+        sign_key=own.sign_key,
+        age_key=own.age_key,
+        admitted=now,
+    )
+    return filled(Roster, registry=str(uuid.uuid4()), name=name, members=(me,))
 
 
 def _first_root(keys: Sequence[Ed25519PrivateKey], roles: Ed25519PrivateKey, threshold: int, now: datetime) -> Root:
@@ -225,7 +237,7 @@ def _create_or_adopt(store: Store, root: Root, keys: list[Ed25519PrivateKey]) ->
     if body is None:
         try:
             return write_root(store, None, root, keys)
-        except Raced:
+        except AlreadyExists:
             body = read_root(store, 1)
     found = parse_metadata(body or b"", Root, "1.root.json")
     if _who(found) != _who(Metadata(root)):

@@ -74,6 +74,11 @@ def scratch(site: str, worker: str) -> str:
     return f"sites/{site}/probe/{worker}/"
 
 
+def probe(kind: str, member: str) -> str:
+    """Where a member may try out what the store can do: `ptm registry probe`."""
+    return scratch(member, "probe") if kind in ("site", "party") else f"users/{member}/probe/"
+
+
 def run(site: str, task_id: str) -> str:
     return f"sites/{site}/runs/{task_id}/"
 

@@ -20,12 +20,23 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import LengthOrHashMismatchError, UnsignedMetadataError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, T, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, T, TargetFile, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
 from ptm import layout
 from ptm.envelope import MAX_DOCUMENT_BYTES, load, parse_json
-from ptm.errors import AlreadyExists, BadSignature, MixAndMatch, NotFound, PtmError, Rollback, TooLarge, UntrustedRoot, UsageError
+from ptm.errors import (
+    AlreadyExists,
+    BadSignature,
+    Malformed,
+    MixAndMatch,
+    NotFound,
+    PtmError,
+    Rollback,
+    TooLarge,
+    UntrustedRoot,
+    UsageError,
+)
 from ptm.files import write_atomic
 from ptm.model import Roster
 from ptm.store.base import Store
@@ -37,11 +48,8 @@ SNAPSHOT_DAYS = 90
 TIMESTAMP_DAYS = 30
 MAX_ROUNDS = 5
 _HASHES = ["sha256"]
+_AGAIN = "another coordinator changed the registry at the same moment; run the command again"
 _PRETTY = JSONSerializer(compact=False)
-
-
-class Raced(AlreadyExists):
-    hint = "another coordinator changed the registry at the same moment; run the command again"
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,21 @@ class State:
     roster: Roster | None
     targets: Targets | None
     snapshot: Snapshot | None
-    published: int
+    timestamp: Timestamp | None
 
     @property
     def complete(self) -> bool:
         """Would a member see all of it?"""
-        if self.targets is None or self.snapshot is None:
+        if self.targets is None or self.snapshot is None or self.timestamp is None:
             return False
-        return self.snapshot.version == self.published and self.snapshot.meta["targets.json"].version == self.targets.version
+        newest_snapshot = self.snapshot.version == self.timestamp.snapshot_meta.version
+        return newest_snapshot and self.snapshot.meta["targets.json"].version == self.targets.version
+
+    @property
+    def expiries(self) -> dict[str, datetime]:
+        """When each role that is written expires."""
+        files = (self.root, self.targets, self.snapshot, self.timestamp)
+        return {signed.type: signed.expires for signed in files if signed is not None}
 
 
 class Publisher:
@@ -76,10 +91,10 @@ class Publisher:
             if state.complete or state.targets is None:
                 return state
             self._finish(state, now)
-        raise Raced("the registry changes as fast as it is read")
+        raise AlreadyExists("the registry changes as fast as it is read", hint=_AGAIN)
 
     def publish(self, state: State, roster: Roster, now: datetime) -> State:
-        """Make this the roster, and return the state after it. `Raced` (an `AlreadyExists`) if somebody else was
+        """Make this the roster, and return the state after it. `AlreadyExists` if somebody else was
         first; nothing of ours is seen then."""
         body = _document(roster)
         target = TargetFile.from_data(ROSTER_FILE, body, _HASHES)
@@ -104,12 +119,11 @@ class Publisher:
         root = self._newest_root()
         self._check_own_key(root)
         timestamp = self._published(root)
-        published = timestamp.snapshot_meta.version if timestamp else 0
-        snapshot = self._newest(root, Snapshot, published, timestamp.snapshot_meta if timestamp else None)
+        snapshot = self._newest(root, Snapshot, timestamp.snapshot_meta if timestamp else None)
         self._check_not_older(root, snapshot)
         meta = snapshot.meta["targets.json"] if snapshot else None
-        targets = self._newest(root, Targets, meta.version if meta else 0, meta)
-        return State(root, self._roster(targets) if targets else None, targets, snapshot, published)
+        targets = self._newest(root, Targets, meta)
+        return State(root, self._roster(targets) if targets else None, targets, snapshot, timestamp)
 
     def _finish(self, state: State, now: datetime, *, renew: bool = False) -> None:
         """Snapshot (if it does not name the newest targets) and timestamp."""
@@ -129,14 +143,14 @@ class Publisher:
         self._store.put(layout.trust_metadata("timestamp.json"), body)
         write_atomic(self._trust / "timestamp.json", body, mode=0o600)
 
-    def _create(self, signed: Targets | Snapshot) -> None:
+    def _create(self, signed: T) -> None:
         try:
             self._store.create(layout.trust_metadata(_file(signed)), self._sign(signed))
         except AlreadyExists as e:
-            raise Raced(f"{_file(signed)} was written by somebody else meanwhile") from e
+            raise AlreadyExists(f"{_file(signed)} was written by somebody else meanwhile", hint=_AGAIN) from e
 
-    def _sign(self, signed: Signed) -> bytes:
-        metadata = Metadata(signed)
+    def _sign(self, signed: T) -> bytes:
+        metadata = Metadata[T](signed)
         metadata.sign(self._signer)
         return metadata.to_bytes(_PRETTY)
 
@@ -161,13 +175,13 @@ class Publisher:
         except NotFound:
             return None
 
-    def _newest(self, root: Root, kind: type[T], known: int, meta: MetaFile | None) -> T | None:
-        """The file of version `known`, as its `MetaFile` says, or the newest one after it."""
+    def _newest(self, root: Root, kind: type[T], meta: MetaFile | None) -> T | None:
+        """The file that `meta` names, or the newest one after it that somebody created and nothing names yet."""
         newest: T | None = None
         if meta is not None:
-            newest = self._version(root, kind, known)
+            newest = self._version(root, kind, meta.version)
             _check_hashes(meta, self._get(_file(newest)), _file(newest))
-        version = known + 1
+        version = meta.version + 1 if meta else 1
         while self._exists(f"{version}.{kind.type}.json"):
             newest = self._version(root, kind, version)
             version += 1
@@ -187,7 +201,7 @@ class Publisher:
         try:
             seen = read_local(self._trust, Timestamp)
             root.verify_delegate(Timestamp.type, seen.signed_bytes, seen.signatures)
-        except (FileNotFoundError, UnsignedMetadataError):
+        except (FileNotFoundError, Malformed, UnsignedMetadataError):
             return
         if found is None or found.version < seen.signed.snapshot_meta.version:
             raise Rollback("the registry's metadata is older than what this home has seen already")
@@ -268,11 +282,11 @@ def write_root(store: Store, previous: Root | None, root: Root, keys: list[Ed255
     try:
         store.create(layout.trust_metadata(file), body)
     except AlreadyExists as e:
-        raise Raced(f"{file} was written by somebody else meanwhile") from e
+        raise AlreadyExists(f"{file} was written by somebody else meanwhile", hint=_AGAIN) from e
     return body
 
 
-def _file(signed: Root | Targets | Snapshot) -> str:
+def _file(signed: Root | Targets | Snapshot | Timestamp) -> str:
     return f"{signed.version}.{signed.type}.json"
 
 

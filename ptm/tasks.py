@@ -241,10 +241,14 @@ def _sources(request: TaskRequest, inputs: Mapping[str, bytes]) -> dict[str, Cal
             path.open("rb").close()
         except OSError as e:
             raise UsageError(f"input {path} cannot be read: {e.strerror}") from e
-        sources[name] = partial(path.open, "rb")
+        sources[name] = partial(_open, path)
     if len(sources) > MAX_FILES:
         raise UsageError(f"a task takes at most {MAX_FILES} inputs", hint="pack them into one file")
     return sources
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _seal_inputs(

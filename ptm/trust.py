@@ -7,11 +7,11 @@ so that nothing older is ever believed again.
 
 Rules:
 - The fingerprint is the SHA-256 of a root file's bytes, 64 hex digits: `sha256sum trust/metadata/1.root.json` shows
-the same. Nothing is parsed before it matches.
+  the same. Nothing is parsed before it matches.
 - Each attack has its own error: `UntrustedRoot`, `Rollback`, `Frozen`, `ExpiredTimestamp`, `MixAndMatch`,
-`BadSignature`, `Malformed`.
+  `BadSignature`, `Malformed`.
 - Only a missing next root means "no newer root". A store that denies or does not answer is `AccessDenied` or
-`Unreachable`, as itself.
+  `Unreachable`, as itself.
 - Time is read once per refresh, by python-tuf. Processes and threads that share a home take turns (`locked`).
 
 What it does not do: write to the registry (`ptm.publisher`), or decide what a member may do.
@@ -36,6 +36,7 @@ from tuf.api.exceptions import (
     DownloadHTTPError,
     DownloadLengthMismatchError,
     ExpiredMetadataError,
+    LengthOrHashMismatchError,
     RepositoryError,
     UnsignedMetadataError,
 )
@@ -173,8 +174,25 @@ def refresh(store: Store, home_trust: Path, *, expect_registry: str | None = Non
             body = _follow(source, home_trust, pinned)
         state = read_state(home_trust)
         version = read_local(home_trust, Targets).signed.version
+    return _as_roster(body, version, min(state.expires.values()), expect_registry)
+
+
+def last_roster(home_trust: Path, *, expect_registry: str) -> TrustedRoster:
+    """The roster that the last `refresh` verified and left in this private folder, without asking the store; it may have expired since."""
+    with locked(home_trust):
+        targets = read_local(home_trust, Targets).signed
+        try:
+            body = (home_trust / ROSTER_FILE).read_bytes()
+            targets.targets[ROSTER_FILE].verify_length_and_hashes(body)
+        except (OSError, KeyError, LengthOrHashMismatchError) as e:
+            raise MixAndMatch(f"the roster kept in {home_trust} is not whole", hint="`ptm member list` fetches it anew") from e
+        expires = min(read_state(home_trust).expires.values())
+    return _as_roster(body, targets.version, expires, expect_registry)
+
+
+def _as_roster(body: bytes, version: int, expires: datetime, expect_registry: str | None) -> TrustedRoster:
     parse_json(body)
-    trusted = TrustedRoster(load(Roster, body), version, min(state.expires.values()))
+    trusted = TrustedRoster(load(Roster, body), version, expires)
     if expect_registry is not None and trusted.registry != expect_registry:
         raise NotForUs(
             f"the roster is of the registry {trusted.registry}, this home joined {expect_registry}", hint="was the URL changed?"
@@ -185,13 +203,17 @@ def refresh(store: Store, home_trust: Path, *, expect_registry: str | None = Non
 def read_state(home_trust: Path) -> RootState:
     """What the last refresh left as trusted in this folder."""
     root = read_local(home_trust, Root).signed
-    files = [root, *(read_local(home_trust, kind).signed for kind in (Targets, Snapshot, Timestamp))]
     return RootState(
         version=root.version,
         fingerprint=fingerprint_of((home_trust / "root.json").read_bytes()),
         threshold=root.roles[Root.type].threshold,
         keyids=tuple(root.roles[Root.type].keyids),
-        expires={signed.type: signed.expires for signed in files},
+        expires={
+            Root.type: root.expires,
+            Targets.type: read_local(home_trust, Targets).signed.expires,
+            Snapshot.type: read_local(home_trust, Snapshot).signed.expires,
+            Timestamp.type: read_local(home_trust, Timestamp).signed.expires,
+        },
     )
 
 

@@ -1,12 +1,14 @@
-"""The native `ptm` contract: which variables and paths a run finds (design, section 7). Pure; it starts nothing and
-touches no file.
+"""The native `ptm` contract: which variables and paths a run finds (design, section 7). Pure; it starts nothing and touches no
+file.
 
 Inputs lie in `/ptm/input/`, outputs go to `/ptm/output/`, data sources are at `/ptm/data/<name>` or at the URL in
-`PTM_DATA_<NAME>`. A runner that is no container puts the same things elsewhere (`Places`), so an algorithm that reads
-the variables runs under both. What the contract sets, a task's own `env` cannot change."""
+`PTM_DATA_<NAME>`. A runner that is no container puts the same things elsewhere (`Places`), so an algorithm that reads the
+variables runs under both. What the contract sets, a task's own `env` cannot change.
+"""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,3 +59,14 @@ def environment(
 def data_variable(name: str) -> str:
     """`my-cohort` is shown as `PTM_DATA_MY_COHORT`."""
     return "PTM_DATA_" + name.upper().replace("-", "_")
+
+
+def exit_reason(code: int) -> str | None:
+    """Why a run with this exit code failed, in one line; None for 0, which is success. Above 128 it is a signal, as in a
+    shell."""
+    if code == 0:
+        return None
+    meaning = {126: "the command may not be executed", 127: "a command was not found"}.get(code, "")
+    if code > 128 and code - 128 in set(signal.Signals):
+        meaning = f"ended by {signal.Signals(code - 128).name}"
+    return f"exit code {code}" + (f" ({meaning})" if meaning else "")

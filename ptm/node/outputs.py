@@ -1,10 +1,11 @@
-"""What comes out of a run: flat regular files under the rules, and a bounded log. Nothing here knows an engine.
+"""What goes into a run and comes out: inputs as a tar stream, flat regular files under the rules, a bounded log. Nothing here
+knows an engine.
 
-A run's output is hostile. Rules, each of which ends in one line for people (`BrokenRule`): regular files only (no
-link of either kind, device, pipe, socket or folder), one path segment by the rules of `ptm.model.OutputName`, no two
-names alike but for case, at most `output_files` files and `output_mb` MiB. Nothing is followed, nothing is extracted
-by tarfile itself, and nothing is written outside the folder given. Memory is constant. After a broken rule the folder
-holds leftovers that the caller throws away."""
+A run's output is hostile. The rules: regular files only (no link of either kind, device, pipe, socket or folder), one path
+segment by the rules of `ptm.model.OutputName`, no two names alike but for case, at most `output_files` files and `output_mb`
+MiB. Nothing is followed, nothing is extracted by tarfile itself, and nothing is written outside the folder given. Memory is
+constant. A broken rule comes back as one line for the researcher; the folder then holds leftovers that the caller throws away.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,8 +36,8 @@ _KINDS = {
 }
 
 
-class BrokenRule(Exception):
-    """The outputs broke a rule. The text is one line for the researcher."""
+class _BrokenRule(Exception):
+    pass
 
 
 class _Target:
@@ -64,33 +65,47 @@ class _Target:
             _NAME.validate_python(name)
         except ValidationError as e:
             problem = e.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
-            raise BrokenRule(f"the output {shown(name)} may not be named so: {problem}") from e
+            raise _BrokenRule(f"the output {shown(name)} may not be named so: {problem}") from e
         if name.casefold() in self._names:
-            raise BrokenRule(f"there are two outputs named {shown(name)} (capitals make no difference)")
+            raise _BrokenRule(f"there are two outputs named {shown(name)} (capitals make no difference)")
         self._names.add(name.casefold())
         if len(self._names) > self._limits.output_files:
-            raise BrokenRule(f"there are more than {self._limits.output_files} output files, the site's limit")
+            raise _BrokenRule(f"there are more than {self._limits.output_files} output files, the site's limit")
 
-    def _too_large(self) -> BrokenRule:
-        return BrokenRule(f"the outputs have more than {self._limits.output_mb} MB, the site's limit")
+    def _too_large(self) -> _BrokenRule:
+        return _BrokenRule(f"the outputs have more than {self._limits.output_mb} MB, the site's limit")
 
 
-def take_tar(chunks: Iterable[bytes], root: str, target: Path, limits: Limits) -> None:
-    """Write the files of a tar stream to the empty folder `target`. `root` is the name of the folder that was
-    archived, which every entry starts with.
+def take_tar(chunks: Iterable[bytes], root: str, target: Path, limits: Limits) -> str | None:
+    """Write the files of a tar stream to the empty folder `target`. Every entry starts with `root`, the folder that was archived.
 
-    `BrokenRule` if a rule is broken; `RunnerError` if the stream is damaged or ends early, for then nobody knows what
-    is missing."""
+    Returns None or the broken rule. `RunnerError` if the stream is damaged or ends early, for then nobody knows what is missing.
+    """
     sink = _Target(target, limits)
     try:
-        with tarfile.open(fileobj=_Reader(chunks), mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=_Reader(chunks), mode="r|", tarinfo=_StrictInfo, encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             for entry in tar:
                 _take_entry(tar, entry, root, sink)
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every entry that it has seen
-            if tar.fileobj is None or tar.fileobj.tell() <= tar.offset:
-                raise RunnerError("the engine broke off while it handed out the outputs")
-    except tarfile.TarError as e:
-        raise RunnerError("the engine handed out the outputs damaged") from e
+    except _BrokenRule as e:
+        return str(e)
+    except (tarfile.TarError, ValueError) as e:
+        raise RunnerError("the outputs came damaged or cut off out of the engine", hint="the engine's own log may say why") from e
+    return None
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header, or none, for the end of the archive. Here only the end is the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # not in typeshed
+            raise
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(str(e)) from e
 
 
 def _take_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: str, sink: _Target) -> None:
@@ -98,46 +113,52 @@ def _take_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: str, sink: _
     regular = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
     if path == root:
         if not entry.isdir():
-            raise BrokenRule("the output folder was replaced by something else")
+            raise _BrokenRule("the output folder was replaced by something else")
         return
     name = path.removeprefix(f"{root}/")
     if not regular:
-        raise BrokenRule(f"the output {shown(name)} is {_KINDS.get(entry.type, 'no regular file')}; only plain files may leave")
+        raise _BrokenRule(f"the output {shown(name)} is {_KINDS.get(entry.type, 'no regular file')}; only plain files may leave")
     if not path.startswith(f"{root}/"):
-        raise BrokenRule(f"the output {shown(name)} is not in the output folder")
+        raise _BrokenRule(f"the output {shown(name)} is not in the output folder")
     source = tar.extractfile(entry)
     if source is None:
-        raise RunnerError("the engine handed out the outputs damaged")
+        raise tarfile.ReadError("a file without content")
     sink.write(name, entry.size, source.read)
 
 
-def take_folder(folder: Path, target: Path, limits: Limits) -> None:
-    """The same rules for a folder on this machine, in which something may still be at work: everything is opened
-    once, without following links."""
+def take_folder(folder: Path, target: Path, limits: Limits) -> str | None:
+    """The same for a folder on this machine, in which something may still be at work: each file is opened once, no link
+    followed."""
     sink = _Target(target, limits)
-    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return "the output folder was replaced by something else"
     try:
         with os.scandir(root) as entries:
             for entry in entries:
                 _take_file(root, entry.name, sink)
+    except _BrokenRule as e:
+        return str(e)
     finally:
         os.close(root)
+    return None
 
 
 def _take_file(root: int, name: str, sink: _Target) -> None:
     before = os.stat(name, dir_fd=root, follow_symlinks=False)
     if not stat.S_ISREG(before.st_mode):
-        raise BrokenRule(f"the output {shown(name)} is {_kind(before.st_mode)}; only plain files may leave")
+        raise _BrokenRule(f"the output {shown(name)} is {_kind(before.st_mode)}; only plain files may leave")
     if before.st_nlink > 1:
-        raise BrokenRule(f"the output {shown(name)} is a hard link; only plain files may leave")
+        raise _BrokenRule(f"the output {shown(name)} is a hard link; only plain files may leave")
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
     except OSError as e:
-        raise BrokenRule(f"the output {shown(name)} cannot be read") from e
+        raise _BrokenRule(f"the output {shown(name)} cannot be read") from e
     with os.fdopen(descriptor, "rb") as source:
         now = os.fstat(source.fileno())
         if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
-            raise BrokenRule(f"the output {shown(name)} was exchanged while it was read")
+            raise _BrokenRule(f"the output {shown(name)} was exchanged while it was read")
         sink.write(name, now.st_size, source.read)
 
 
@@ -186,59 +207,35 @@ class BoundedLog:
 
 
 def input_tar(inputs: Path, uid: int, gid: int) -> Iterator[bytes]:
-    """A tar stream with `ptm/input/` (files 0444) and an empty `ptm/output/` (0700), both owned by the user of the
-    run; constant memory."""
-    buffer = _Buffer()
-    with tarfile.open(fileobj=buffer, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
-        for name, mode, owner in (("ptm", 0o755, (0, 0)), ("ptm/input", 0o755, (uid, gid)), ("ptm/output", 0o700, (uid, gid))):
-            tar.addfile(_entry(name, tarfile.DIRTYPE, mode, owner))
-        for path in sorted(inputs.iterdir()):
-            with path.open("rb") as source:
-                entry = _entry(f"ptm/input/{path.name}", tarfile.REGTYPE, 0o444, (uid, gid))
-                entry.size = os.fstat(source.fileno()).st_size
-                yield from _add(tar, entry, source, buffer)
-    yield buffer.take()
+    """A tar stream with `ptm/input/` (files 0444) and an empty `ptm/output/` (0700), both the run's user's; constant memory."""
+    yield _header("ptm", tarfile.DIRTYPE, 0o755, (0, 0))
+    yield _header("ptm/input", tarfile.DIRTYPE, 0o755, (uid, gid))
+    yield _header("ptm/output", tarfile.DIRTYPE, 0o700, (uid, gid))
+    for path in sorted(inputs.iterdir()):
+        with path.open("rb") as source:
+            size = os.fstat(source.fileno()).st_size
+            yield _header(f"ptm/input/{path.name}", tarfile.REGTYPE, 0o444, (uid, gid), size)
+            yield from _content(source, size)
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _add(tar: tarfile.TarFile, entry: tarfile.TarInfo, source: BinaryIO, buffer: _Buffer) -> Iterator[bytes]:
-    """`TarFile.addfile`, but what was written is handed on after every chunk."""
-    tar.addfile(entry)
-    stream = tar.fileobj
-    assert stream is not None  # noqa: S101 - the archive is open
-    left = entry.size
+def _header(name: str, kind: bytes, mode: int, owner: tuple[int, int], size: int = 0) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.size = kind, mode, size
+    entry.uid, entry.gid = owner
+    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _content(source: BinaryIO, size: int) -> Iterator[bytes]:
+    left = size
     while left:
         chunk = source.read(min(CHUNK, left))
         if not chunk:
-            raise RunnerError(f"the input {shown(entry.name)} became shorter while it was read")
-        stream.write(chunk)
+            raise RunnerError("an input became shorter while it was read")
         left -= len(chunk)
-        yield buffer.take()
-    stream.write(bytes(-entry.size % tarfile.BLOCKSIZE))
-
-
-def _entry(name: str, kind: bytes, mode: int, owner: tuple[int, int]) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode = kind, mode
-    entry.uid, entry.gid = owner
-    return entry
-
-
-class _Buffer(io.RawIOBase):
-    """A sink that gives back what was written since the last time."""
-
-    def __init__(self) -> None:
-        self._held = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
-        self._held += data
-        return len(data)
-
-    def take(self) -> bytes:
-        held, self._held = bytes(self._held), bytearray()
-        return held
+        yield chunk
+    if padding := bytes(-size % tarfile.BLOCKSIZE):
+        yield padding
 
 
 class _Reader(io.RawIOBase):

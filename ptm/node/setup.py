@@ -16,7 +16,7 @@ worker = {worker}            # unique among this site's workers
 runner = {runner}
 unsafe_no_sandbox = {unsafe}    # true only for simulation: the process runner is no sandbox
 parallel = {parallel}                    # runs at once
-poll_s = 5.0                    # seconds between looks at the queue
+poll_s = {poll_s:<23}# seconds between looks at the queue
 pull = {pull}               # "never": only images that are already on this machine
 {gateway}
 # The most that one run may take, and what it gets when the task does not say.
@@ -47,6 +47,7 @@ def write_node_files(
     data: Mapping[str, str],
     mirrors: Mapping[str, str],
     process_images: Mapping[str, Path],
+    poll_s: float = 5.0,
 ) -> None:
     """Write both files, or neither. `AlreadyExists` if there is one; `ConfigError` if what was asked for makes no
     valid configuration.
@@ -61,6 +62,7 @@ def write_node_files(
         runner=toml_string(runner),
         unsafe="true" if unsafe_no_sandbox else "false",
         parallel=parallel,
+        poll_s=poll_s,
         pull=toml_string(pull),
         gateway=f"gateway_image = {toml_string(gateway_image)}\n" if gateway_image else "",
         limits="\n".join(f"{name} = {value}" for name, value in Limits().model_dump().items()),

@@ -51,21 +51,28 @@ class Node:
     def watch(self, stop: threading.Event, *, once: bool = False) -> None:
         """Run until told to stop. Raises what makes it pointless to begin (`RunnerError`, `AccessDenied`,
         `TrustError`; with `once` also `Unreachable`)."""
-        self._runner.check()
-        self._begin(stop, once)
-        with self._heartbeats(stop):
+        try:
+            self._runner.check()
+            self._begin(stop, once)
+            with self._heartbeats():
+                self._loop(stop, once)
+            left = len({row.task for row in self._state.unfinished()} | self._pauses.failing())
+        finally:
+            if not self._in_hand:
+                self._state.close()
+        if once and left:
+            raise PtmError(f"{left} task(s) could not be finished for now", hint="the log above says why; run the same command again")
+
+    def _loop(self, stop: threading.Event, once: bool) -> None:
+        try:
             while not stop.is_set():
                 begun = self._poll(stop, once)
                 if once and not begun and not self._in_hand:
                     break
                 stop.wait(0.1 if once else self._config.poll_s)
                 self._reap()
+        finally:
             self._drain(stop)
-            left = len(self._state.unfinished())
-        if once and left:
-            raise PtmError(
-                f"{left} run(s) could not be finished for now", hint="the log above says why; run the same command again"
-            )
 
     def _begin(self, stop: threading.Event, once: bool) -> None:
         """The first look at the registry. A node that watches waits for an unreachable store; one that runs once says so."""
@@ -211,7 +218,7 @@ class Node:
     # beating and stopping
 
     @contextlib.contextmanager
-    def _heartbeats(self, stop: threading.Event) -> Iterator[None]:
+    def _heartbeats(self) -> Iterator[None]:
         ended = threading.Event()
 
         def beat() -> None:
@@ -226,8 +233,6 @@ class Node:
             ended.set()
             thread.join(timeout=10)
             self._beat(stopped=True)
-            if not self._in_hand:
-                self._state.close()
 
     def _beat(self, *, stopped: bool) -> None:
         """Tell the other workers that this one lives. A failure is only logged: they wait for a whole lease."""
@@ -286,6 +291,10 @@ class _Pauses:
         """Forget all others, so that nothing grows with the number of tasks ever seen."""
         for task in set(self._until) - tasks:
             self.forget(task)
+
+    def failing(self) -> set[str]:
+        """The tasks whose last try met an outage."""
+        return set(self._length)
 
     def forget(self, task: str) -> None:
         self._until.pop(task, None)

@@ -48,7 +48,7 @@ class Capabilities:
 
 
 class Progress(Protocol):
-    """Called with the number of bytes moved since the last call."""
+    """Called with the number of bytes moved since the last call: less than 0 when a part has to be sent again."""
 
     def __call__(self, moved: int, /) -> None: ...
 

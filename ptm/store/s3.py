@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import boto3
 import boto3.exceptions
@@ -58,8 +58,17 @@ _NO_CREDENTIALS = (
     sdk.SSOError,
 )
 _NO_ANSWER = (sdk.HTTPClientError, sdk.ConnectionError, sdk.IncompleteReadError, ResponseParserError)
-# ValueError and KeyError: what the SDK's parser raises on an answer that is not S3's
-_SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, boto3.exceptions.Boto3Error, ResponseParserError, ValueError, KeyError)
+# ValueError and KeyError: what the SDK's parser raises on an answer that is not S3's. RecursionError: the SDK asks where a bucket
+# is when it is redirected, and a server that answers that with a redirect too makes it ask for ever.
+_SDK_ERRORS = (
+    sdk.BotoCoreError,
+    sdk.ClientError,
+    boto3.exceptions.Boto3Error,
+    ResponseParserError,
+    ValueError,
+    KeyError,
+    RecursionError,
+)
 
 
 class S3Store(Store):
@@ -80,7 +89,7 @@ class S3Store(Store):
         self._base = _checked_base(prefix)
         query = {"endpoint_url": endpoint_url, "region": region, "profile": profile}
         given = urlencode({name: value for name, value in query.items() if value}, safe=":/")
-        self.url = f"s3://{bucket}/{self._base.rstrip('/')}".rstrip("/") + (f"?{given}" if given else "")
+        self.url = f"s3://{bucket}/{quote(self._base.rstrip('/'))}".rstrip("/") + (f"?{given}" if given else "")
         self._sleep = sleep
         try:
             session = boto3.session.Session(profile_name=profile, region_name=region)
@@ -139,7 +148,7 @@ class S3Store(Store):
             with _errors(key):
                 return ObjectInfo(key, self._client.head_object(Bucket=self.bucket, Key=full)["ContentLength"])
         except (NotFound, AccessDenied):
-            # the answer to HEAD has no body, so it does not tell a missing key from a missing bucket, nor why it is denied; GET does
+            # an answer to HEAD has no body: it does not tell a missing key from a missing bucket, nor why it denies; GET does
             body, size = self._open(self._client, key)
             body.close()
             return ObjectInfo(key, size)

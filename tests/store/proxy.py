@@ -1,8 +1,8 @@
 """A real TCP proxy in front of an S3 server, which loses requests and replies as a test orders.
 
-It forwards bytes and understands only the method of a request. `faults` are used up in order, one for each PUT; after that it just forwards.
-`meanwhile` is called when a fault strikes (after the server has answered, if the request reached it): there a rival may write.
-"""
+It forwards bytes and understands only the method of a request. `faults` are used up in order, one for each PUT; after that it
+just forwards. `meanwhile` is called when a fault strikes (after the server has answered, if the request reached it): there a
+rival may write."""
 
 from __future__ import annotations
 

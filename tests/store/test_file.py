@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ptm.errors import AccessDenied, NotFound, StoreError, Unreachable
+from ptm.errors import NotFound, StoreError, Unreachable
 from ptm.store.file import FileStore
 from tests.store.contract import UrlContract, keys
 
@@ -55,7 +55,8 @@ DENIED = """
 store = FileStore(Path(sys.argv[1]))
 import io
 verbs = {
-    "get": lambda: store.get("locked/k", 9), "get missing": lambda: store.get("locked/none", 9), "head": lambda: store.head("locked/k"),
+    "get": lambda: store.get("locked/k", 9), "get missing": lambda: store.get("locked/none", 9),
+    "head": lambda: store.head("locked/k"),
     "download": lambda: store.download("locked/k", io.BytesIO(), 9), "list": lambda: list(store.list("locked/")),
     "list all": lambda: list(store.list("")), "prefixes": lambda: list(store.list_prefixes("")),
     "create": lambda: store.create("locked/new", b"x"), "put": lambda: store.put("locked/k", b"x"),
@@ -102,7 +103,9 @@ def test_reader_who_may_not_write_can_open_read_and_list(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
-def test_new_files_and_folders_have_the_mode_the_umask_leaves(tmp_path: Path, umask: int, file_mode: int, folder_mode: int) -> None:
+def test_new_files_and_folders_have_the_mode_the_umask_leaves(
+    tmp_path: Path, umask: int, file_mode: int, folder_mode: int
+) -> None:
     script = """
         import io, os
         os.umask(int(sys.argv[2]))
@@ -144,7 +147,11 @@ def test_link_planted_as_a_folder_is_never_entered(tmp_path: Path) -> None:
     (root / "inner").symlink_to(root / "real")
 
     for name in ("evil", "inner"):
-        calls = [lambda n=name: store.get(f"{n}/k", 9), lambda n=name: store.put(f"{n}/k", b"y"), lambda n=name: store.create(f"{n}/new", b"y")]
+        calls = [
+            lambda n=name: store.get(f"{n}/k", 9),
+            lambda n=name: store.put(f"{n}/k", b"y"),
+            lambda n=name: store.create(f"{n}/new", b"y"),
+        ]
         calls += [lambda n=name: store.delete(f"{n}/k"), lambda n=name: list(store.list(f"{n}/"))]
         for call in calls:
             with pytest.raises(StoreError, match="symbolic link"):
@@ -259,7 +266,11 @@ def test_write_that_the_system_cuts_short_is_said_with_a_hint_and_leaves_nothing
 def test_enospc_of_the_system_becomes_a_plain_error_with_a_hint() -> None:
     from ptm.store.folder import as_store_errors
 
-    with pytest.raises(StoreError, match="No space left") as caught, as_store_errors("k"), open("/dev/full", "wb", buffering=0) as full:
+    with (
+        pytest.raises(StoreError, match="No space left") as caught,
+        as_store_errors("k"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
         full.write(b"x")
     assert type(caught.value) is StoreError
     assert "free space" in str(caught.value.hint)

@@ -12,12 +12,12 @@ import pytest
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
-from ptm.errors import AccessDenied, AlreadyExists
+from ptm.errors import AccessDenied, AlreadyExists, Unreachable
 from ptm.store.base import Store
 from ptm.store.s3 import S3Store
 from ptm.store.urls import open_store
 from tests.servers import Minio
-from tests.store.s3_contract import S3Contract
+from tests.store.s3_contract import S3Contract, set_versioned
 
 
 def use(patch: pytest.MonkeyPatch, access_key: str, secret_key: str) -> None:
@@ -53,7 +53,11 @@ class TestS3StoreOnMinio(S3Contract):
     ) -> None:
         mine, all_of = f"{store.bucket}/some/prefix/sites/mine/*", f"arn:aws:s3:::{store.bucket}"
         statements = [
-            {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], "Resource": [f"arn:aws:s3:::{mine}"]},
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+                "Resource": [f"arn:aws:s3:::{mine}"],
+            },
             {
                 "Effect": "Allow",
                 "Action": ["s3:ListBucket"],
@@ -77,6 +81,17 @@ class TestS3StoreOnMinio(S3Contract):
                 call()
         assert store.get("sites/theirs/k", 99) == b"secret"
 
+    def test_versioned_bucket_is_found_by_a_member_who_may_not_ask_for_versioning(
+        self, minio: Minio, store: S3Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        verbs = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
+        bucket = f"arn:aws:s3:::{store.bucket}"
+        allowed = add_user(minio, tmp_path, [{"Effect": "Allow", "Action": verbs, "Resource": [bucket, f"{bucket}/*"]}])
+        set_versioned(store.bucket, minio.endpoint_url)
+        use(monkeypatch, *allowed)
+        member = open_store(url)
+        assert (member.probe("scratch/").versioned, list(member.list(""))) == (True, [])
+
     def test_member_who_may_write_but_not_read_is_told_so_when_the_key_exists(
         self, minio: Minio, store: S3Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -90,8 +105,6 @@ class TestS3StoreOnMinio(S3Contract):
         assert "s3:GetObject" in str(caught.value.hint)
 
     def test_server_down_and_up_again_is_unreachable_meanwhile_only(self, minio: Minio, store: S3Store, url: str) -> None:
-        from ptm.errors import Unreachable
-
         store.put("k", b"x")
         minio.stop()
         try:

@@ -1,0 +1,234 @@
+"""`ptm registry`: make, show, probe and renew a registry."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ptm.cli.show import json_option, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from ptm.config import Profile
+    from ptm.trust import RootState
+
+WARN_DAYS = {"root": 30, "targets": 21, "snapshot": 21, "timestamp": 10}
+"""Fewer days than these to an expiry are warned of."""
+
+
+@click.group()
+def registry() -> None:
+    """Make, show, probe and renew a registry.
+
+    \b
+    Example:  ptm registry create file:///srv/registry
+    """
+
+
+@registry.command()
+@click.argument("url")
+@click.option("--name", default="", help="What people call this registry.")
+@click.option("--member-name", default="coordinator", show_default=True, help="Your own name in the roster.")
+@click.option("--organisation", default="", help="Your organisation, as the roster shows it.")
+@click.option(
+    "--root-key",
+    "root_keys",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Private key file (PEM) of the root; made if it is not there. May be given several times.  [default: keys/root.pem]",
+)
+@click.option("--threshold", default=1, show_default=True, type=click.IntRange(1), help="How many root keys have to sign a root.")
+@click.pass_obj
+def create(
+    home: str | None, url: str, name: str, member_name: str, organisation: str, root_keys: tuple[Path, ...], threshold: int
+) -> None:
+    """Make a registry at URL and become its coordinator.
+
+    Prints the root's fingerprint, which every member needs to join. The bucket or folder is made if it may be.
+    If it was interrupted, give the same command again.
+
+    \b
+    Examples:
+      ptm registry create file:///srv/registry
+      ptm registry create 's3://study?endpoint_url=https://minio.example:9000'
+      ptm registry create file:///srv/registry --root-key a.pem --root-key b.pem --root-key c.pem --threshold 2
+    """
+    from ptm.config import find_home
+    from ptm.coordinator import create_registry
+    from ptm.registry import now_utc
+    from ptm.store.urls import make_store
+
+    fingerprint = create_registry(
+        make_store(url),
+        find_home(home).make(),
+        name=name,
+        organisation=organisation,
+        root_keys=root_keys,
+        threshold=threshold,
+        now=now_utc(),
+        member_name=member_name,
+    )
+    click.echo(fingerprint)
+    note("members join with this fingerprint; keep the root keys off-line, and a copy of keys/ somewhere safe")
+
+
+@registry.command()
+@json_option
+@click.pass_obj
+def show(home: str | None, as_json: bool) -> None:
+    """Show the registry: its root, when what expires, and how many members it has.
+
+    \b
+    Example:  ptm registry show --json
+    """
+    from ptm.config import find_home, load_profile
+    from ptm.model import format_time
+    from ptm.registry import now_utc
+    from ptm.store.urls import open_store
+    from ptm.trust import read_state, refresh
+
+    where = find_home(home)
+    profile = load_profile(where)
+    trusted = refresh(open_store(profile.registry), where.trust, expect_registry=profile.registry_id)
+    state = read_state(where.trust)
+    active = sum(member.revoked is None for member in trusted.roster.members)
+    warnings = expiry_warnings(state, now_utc())
+    if as_json:
+        print_json(
+            {
+                "registry": profile.registry,
+                "id": trusted.registry,
+                "name": trusted.roster.name,
+                "roster_version": trusted.version,
+                "members": active,
+                "revoked": len(trusted.roster.members) - active,
+                "root": {
+                    "version": state.version,
+                    "fingerprint": state.fingerprint,
+                    "threshold": state.threshold,
+                    "keys": list(state.keyids),
+                },
+                "expires": {role: format_time(at) for role, at in state.expires.items()},
+                "warnings": warnings,
+            }
+        )
+        return
+    rows = [
+        ("registry", profile.registry),
+        ("id", trusted.registry),
+        ("name", trusted.roster.name),
+        ("members", f"{active} ({len(trusted.roster.members) - active} revoked), version {trusted.version}"),
+        ("root", f"version {state.version}, signed by {state.threshold} of {len(state.keyids)}"),
+        ("fingerprint", state.fingerprint),
+        *(("root key", keyid) for keyid in state.keyids),
+        *((f"{role} expires", format_time(at)) for role, at in state.expires.items()),
+    ]
+    print_table(("what", "value"), rows)
+    for warning in warnings:
+        note(f"ptm: warning: {warning}")
+
+
+@registry.command()
+@json_option
+@click.pass_obj
+def renew(home: str | None, as_json: bool) -> None:
+    """Sign the roster again, so that it does not expire. Once a week is plenty; monthly is the least.
+
+    \b
+    Example:  ptm registry renew
+    """
+    from ptm import coordinator
+    from ptm.config import find_home, load_profile
+    from ptm.model import format_time
+    from ptm.registry import now_utc
+    from ptm.store.urls import open_store
+
+    where = find_home(home)
+    expires = coordinator.renew(open_store(load_profile(where).registry), where, now_utc())
+    if as_json:
+        print_json({"expires": {role: format_time(at) for role, at in expires.items()}})
+        return
+    print_table(("role", "expires"), [(role, format_time(at)) for role, at in expires.items()])
+
+
+@registry.command("rotate-root")
+@click.option(
+    "--add-key",
+    "add",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Private key file (PEM) that joins the root; made if it is not there.",
+)
+@click.option("--remove-key", "remove", multiple=True, metavar="KEYID|FILE", help="Root key that leaves, by id or by its file.")
+@click.option("--threshold", type=click.IntRange(1), help="How many root keys have to sign from now on.  [default: as before]")
+@click.option(
+    "--sign-with",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Root key file to sign with; the old root's threshold is needed.  [default: keys/root.pem]",
+)
+@click.pass_obj
+def rotate_root(
+    home: str | None, add: tuple[Path, ...], remove: tuple[str, ...], threshold: int | None, sign_with: tuple[Path, ...]
+) -> None:
+    """Publish the next root: other keys, another threshold, or just a later expiry.
+
+    Members follow by themselves. Prints the new root's fingerprint, for those who join from now on; the old one still works.
+
+    \b
+    Examples:
+      ptm registry rotate-root
+      ptm registry rotate-root --add-key new.pem --remove-key old.pem --sign-with old.pem
+    """
+    from ptm import coordinator
+    from ptm.config import find_home, load_profile
+    from ptm.registry import now_utc
+    from ptm.store.urls import open_store
+
+    where = find_home(home)
+    store = open_store(load_profile(where).registry)
+    click.echo(
+        coordinator.rotate_root(store, where, add=add, remove=remove, threshold=threshold, sign_with=sign_with, now=now_utc())
+    )
+
+
+@registry.command()
+@json_option
+@click.pass_obj
+def probe(home: str | None, as_json: bool) -> None:
+    """Try out what the store can do, with scratch objects that are removed again.
+
+    \b
+    Example:  ptm registry probe
+    """
+    from ptm import layout
+    from ptm.config import find_home, load_profile
+    from ptm.store.urls import open_store
+
+    profile = load_profile(find_home(home))
+    found = open_store(profile.registry).probe(layout.probe(profile.kind, profile.member))
+    facts = {
+        "exclusive_create": found.exclusive_create,
+        "versioned": found.versioned,
+        "events": found.events,
+        "shareable": found.shareable,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    print_table(("what", "found"), [(name.replace("_", " "), "yes" if value else "no") for name, value in facts.items()])
+    if not found.shareable:
+        note("ptm: warning: do not run several workers of one site on this store")
+
+
+def expiry_warnings(state: RootState, now: datetime) -> list[str]:
+    """What is about to expire, as lines for people."""
+    left = {role: (at - now).days for role, at in state.expires.items()}
+    command = {"root": "rotate-root"}
+    return [
+        f"the {role} expires in {days} days: the coordinator runs `ptm registry {command.get(role, 'renew')}`"
+        for role, days in left.items()
+        if days < WARN_DAYS[role]
+    ]

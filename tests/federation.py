@@ -1,0 +1,125 @@
+"""A small federation for tests: a coordinator, researchers and sites with homes of their own, on any store. All keys, signatures and TUF metadata are real.
+
+Nodes run in this process (`Federation.node`), with the process runner or whatever runner a test gives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from ptm import coordinator
+from ptm.client import Client
+from ptm.config import Home, Limits, NodeConfig, Policy, Profile, load_profile
+from ptm.enrolment import join, write_request
+from ptm.keys import load_keys
+from ptm.model import Kind
+from ptm.node.runner import Runner
+from ptm.node.runners import make_runner
+from ptm.node.watch import Node
+from ptm.registry import Registry, now_utc
+from ptm.store.base import Store
+
+
+@dataclass
+class Federation:
+    """`registry(name)` and `client(name)` are a member's view; every member's home is `folder/<name>`."""
+
+    store: Store
+    folder: Path
+    fingerprint: str = ""
+    _registries: dict[str, Registry] = field(default_factory=dict)
+
+    def home(self, name: str) -> Home:
+        return Home(self.folder / name)
+
+    def create(self, now: datetime | None = None) -> Federation:
+        home = self.home("coord").make()
+        self.fingerprint = coordinator.create_registry(
+            self.store, home, name="test", organisation="", root_keys=[], threshold=1, now=now or now_utc()
+        )
+        return self
+
+    def admit(self, **kinds: Kind) -> Federation:
+        """Make keys for members, admit them, and let them join: `admit(alice="researcher", maastro="site")`."""
+        requests = []
+        for name, kind in kinds.items():
+            home = self.home(name).make()
+            path = self.folder / f"{name}.request.json"
+            requests.append(write_request(home, path, name=name, kind=kind, organisation="", now=now_utc()))
+        coordinator.admit(self.store, self.home("coord"), requests, now_utc())
+        for name in kinds:
+            join(self.store, self.home(name), self.fingerprint)
+        return self
+
+    def revoke(self, *names: str) -> None:
+        coordinator.revoke(self.store, self.home("coord"), list(names), now_utc())
+
+    def profile(self, name: str) -> Profile:
+        return load_profile(self.home(name))
+
+    def registry(self, name: str, store: Store | None = None) -> Registry:
+        """A member's registry on this federation's own store object (or on a wrapper of it)."""
+        home = self.home(name)
+        return Registry(home, load_profile(home), store or self.store, load_keys(home.keys))
+
+    def client(self, name: str = "alice", store: Store | None = None) -> Client:
+        client = Client.__new__(Client)
+        client.home, client.registry = self.home(name), self.registry(name, store)
+        return client
+
+    def node(
+        self,
+        site: str,
+        *,
+        images: Mapping[str, Path] | None = None,
+        allow: str = r".*",
+        runner: Runner | None = None,
+        home: Home | None = None,
+        store: Store | None = None,
+        **settings: object,
+    ) -> Node:
+        """A node of a site. Without `runner` it is the process runner, with `images` as its folders."""
+        place = home or self.home(site)
+        values: dict[str, object] = {
+            "worker": f"{site}-1",
+            "runner": "process",
+            "unsafe_no_sandbox": True,
+            "poll_s": 0.05,
+            "process_images": dict(images or {}),
+            "limits": Limits(time_s=60),
+            "stop_grace_s": 5.0,
+        }
+        config = NodeConfig.model_validate(values | settings, strict=False)
+        policy = Policy.model_validate({"allow": [{"images": [allow]}] if allow else []}, strict=False)
+        registry = Registry(place, load_profile(self.home(site)), store or self.store, load_keys(self.home(site).keys))
+        return Node(place, registry, config, policy, runner or make_runner(config, registry.id, site, place))
+
+    def run_once(self, site: str, **settings: object) -> None:
+        """Let a site handle what is there."""
+        self.node(site, **settings).watch(threading.Event(), once=True)  # type: ignore[arg-type]
+
+
+COUNT = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+rows = 0
+for name, path in sorted(os.environ.items()):
+    if name.startswith("PTM_DATA_"):
+        rows += len(pathlib.Path(path).read_text().splitlines()) - 1
+inputs = {p.name: p.read_text() for p in pathlib.Path(os.environ["PTM_INPUT_DIR"]).iterdir()}
+out = pathlib.Path(os.environ["PTM_OUTPUT_DIR"])
+(out / "count.json").write_text(json.dumps({"rows": rows, "inputs": inputs, "site": os.environ["PTM_SITE"]}))
+print("counted", rows, "rows")
+"""
+
+
+def image_folder(folder: Path, script: str = COUNT) -> Path:
+    """A folder that stands for an image: an executable `run`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "run"
+    run.write_text(script)
+    run.chmod(0o755)
+    return folder
