@@ -1,1 +1,2 @@
-"""Benchmarks: ratios from one run against something a user knows. `make bench` runs them all; figures seen are in docs/benchmarks.md."""
+"""Benchmarks: ratios from one run against something a user knows. `make bench` runs them all; figures seen are in
+docs/benchmarks.md."""

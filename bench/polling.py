@@ -1,4 +1,5 @@
-"""What a poll costs after many finished tasks beside what it cost after none: store operations and seconds, on a folder and in one run."""
+"""What a poll costs after many finished tasks beside what it cost after none: store operations and seconds, on a
+folder and in one run."""
 
 from __future__ import annotations
 

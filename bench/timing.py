@@ -15,7 +15,8 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def medians(repeats: int, *acts: Callable[[], object]) -> list[float]:
-    """The median seconds of each act, taken in turns so that a busy moment hits all of them; one round to warm up is not counted."""
+    """The median seconds of each act, taken in turns so that a busy moment hits all of them; one round to warm up is
+    not counted."""
     for act in acts:
         act()
     rounds = [[seconds(act) for act in acts] for _ in range(repeats)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from ptm.model import Document, MemberRequest
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_DEPTH = 16
+_SIG = re.compile(r"[0-9a-f]{128}", re.ASCII)
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -86,15 +88,13 @@ def parse(raw: bytes) -> Envelope:
         raise Malformed("a document carries exactly one signature")
     if set(signatures[0]) != {"keyid", "sig"} or not all(isinstance(value, str) for value in signatures[0].values()):
         raise Malformed("a signature has exactly `keyid` and `sig`")
-    try:
-        sig = bytes.fromhex(signatures[0]["sig"])
-    except ValueError:
-        raise Malformed("`sig` is not hex") from None
+    if not _SIG.fullmatch(signatures[0]["sig"]):
+        raise Malformed("`sig` is not 64 bytes in lower-case hex")
     try:
         canonical = rfc8785.dumps(outer["signed"])
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as e:
         raise Malformed(f"has no canonical form (RFC 8785): {e}") from None
-    return Envelope(outer["signed"], canonical, signatures[0]["keyid"], sig)
+    return Envelope(outer["signed"], canonical, signatures[0]["keyid"], bytes.fromhex(signatures[0]["sig"]))
 
 
 def verify(raw: bytes | Envelope, kind: type[AnyDocument], registry: str, public_key: str) -> AnyDocument:

@@ -178,7 +178,8 @@ def refresh(store: Store, home_trust: Path, *, expect_registry: str | None = Non
 
 
 def last_roster(home_trust: Path, *, expect_registry: str) -> TrustedRoster:
-    """The roster that the last `refresh` verified and left in this private folder, without asking the store; it may have expired since."""
+    """The roster that the last `refresh` verified and left in this private folder, without asking the store; it may have
+    expired since."""
     with locked(home_trust):
         targets = read_local(home_trust, Targets).signed
         try:

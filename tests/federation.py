@@ -1,4 +1,5 @@
-"""A small federation for tests: a coordinator, researchers and sites with homes of their own, on any store. All keys, signatures and TUF metadata are real.
+"""A small federation for tests: a coordinator, researchers and sites with homes of their own, on any store. All keys,
+signatures and TUF metadata are real.
 
 Nodes run in this process (`Federation.node`), with the process runner or whatever runner a test gives.
 """

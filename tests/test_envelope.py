@@ -140,8 +140,14 @@ def test_a_flipped_signature_is_refused() -> None:
         verify(with_signature(sig=sig.hex()))
 
 
-@pytest.mark.parametrize("sig", ["", "00", "00" * 63, "00" * 64, "00" * 65, "ff" * 64])
-def test_a_signature_of_a_wrong_length_or_of_nothing_is_refused(sig: str) -> None:
+@pytest.mark.parametrize("sig", ["", "00", "00" * 63, "00" * 65, "FF" * 64, "00 " * 64])
+def test_a_signature_of_a_wrong_length_or_spelling_is_malformed(sig: str) -> None:
+    with pytest.raises(Malformed, match="`sig`"):
+        verify(with_signature(sig=sig))
+
+
+@pytest.mark.parametrize("sig", ["00" * 64, "ff" * 64])
+def test_a_signature_of_nothing_is_refused(sig: str) -> None:
     with pytest.raises(BadSignature):
         verify(with_signature(sig=sig))
 

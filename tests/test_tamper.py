@@ -1,8 +1,8 @@
 """Whoever runs the bucket does what they like with every object in it (issue 2, point 3).
 
-For every object, before and after a task is done: bits flipped, cut short, emptied, swapped with a sibling, replayed under another site, user, task or registry. Rule for
-each: what anybody believes afterwards is the truth, or an error that names its reason; and nothing wrong or partial is left in the researcher's folder.
-"""
+For every object, before and after a task is done: bits flipped, cut short, emptied, swapped with a sibling, replayed
+under another site, user, task or registry. Rule for each: what anybody believes afterwards is the truth, or an error
+that names its reason; and nothing wrong or partial is left in the researcher's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SCRIPT = COUNT + "\n(out / 'large.bin').write_bytes(b'y' * 200_000)\n"
 
 
 class Scene:
-    """Two researchers, two sites, a task of each researcher's at both sites; the store's content before and after the nodes have run."""
+    """Two researchers, two sites, a task of each researcher's at both sites; the store's content before and after the
+    nodes have run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +74,7 @@ def mutations(objects: dict[str, bytes], key: str) -> Iterator[tuple[str, dict[s
         flipped[place] ^= 1
         yield f"bit flipped at {place}", {key: bytes(flipped)}
     yield "cut in half", {key: body[: len(body) // 2]}
-    yield "last byte gone", {key: body[:-1]}
+    yield "last bytes gone", {key: body[:-2]}
     yield "emptied", {key: b""}
     yield "garbage added", {key: body + b"\n{}"}
     for sibling in siblings(objects, key):

@@ -11,7 +11,6 @@ import click
 from ptm.cli.show import json_option, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from ptm.config import Profile
     from ptm.trust import RootState
 
 WARN_DAYS = {"root": 30, "targets": 21, "snapshot": 21, "timestamp": 10}

@@ -21,7 +21,7 @@ from ulid import ULID
 
 from ptm import envelope, layout
 from ptm.config import ROSTER_MAX_AGE_S, Limits, NodeConfig, Policy
-from ptm.errors import NotAllowed, NotFound, Outdated, PtmError, StoreError, TooLarge, VerificationError
+from ptm.errors import NotAllowed, NotFound, Outdated, PtmError, RunnerError, StoreError, TooLarge, VerificationError
 from ptm.image import parse_image
 from ptm.layout import QueueEntry
 from ptm.model import Refusal, Task
@@ -55,7 +55,7 @@ class Worker:
 def handle(worker: Worker, entry: QueueEntry, interrupted: Ask) -> None:
     """Do all there is to do for a queue entry, or nothing if another worker holds it."""
     known = worker.state.find(entry.task)
-    if known is not None:
+    if known is not None and known.user == entry.user:
         resume(worker, known, interrupted)
         return
     try:
@@ -84,6 +84,7 @@ def handle(worker: Worker, entry: QueueEntry, interrupted: Ask) -> None:
 def resume(worker: Worker, row: RunRow, interrupted: Ask) -> None:
     """Go on with a run that this worker took on before."""
     if row.phase in ("spooled", "delivered"):
+        _clear(worker, row)
         deliver(worker.registry, worker.state, row)
         return
     task = envelope.load(Task, envelope.parse(row.task_body).canonical)
@@ -175,10 +176,20 @@ def _finish(worker: Worker, row: RunRow, task: Task, ending: Ending) -> None:
         reason = _disk_trouble(e) if isinstance(e, OSError) else f"the outputs could not be sealed: {e}"
         failed = Ending("failed", reason, None, None, ending.image_digest, ending.start_time, ending.end_time)
         spooled = spool_result(worker.registry, worker.state, worker.config.worker, row, task, failed)
-    handle = row.handle or worker.runner.find(task.id)
-    if handle is not None:
-        worker.runner.remove(handle)
+    _clear(worker, row)
     deliver(worker.registry, worker.state, spooled)
+
+
+def _clear(worker: Worker, row: RunRow) -> None:
+    """Remove what the run left in the engine; its result is safe in the spool by now. An engine that is away is no
+    reason to hold the result back."""
+    current = worker.state.find(row.task)
+    try:
+        handle = (current and current.handle) or worker.runner.find(row.task)
+        if handle is not None:
+            worker.runner.remove(handle)
+    except RunnerError as e:
+        log.warning("task %s: %s", row.task, e)
 
 
 def _run(worker: Worker, row: RunRow, task: Task, allowed: Allowed, interrupted: Ask) -> Ending | None:
@@ -189,8 +200,13 @@ def _run(worker: Worker, row: RunRow, task: Task, allowed: Allowed, interrupted:
     if row.phase == "started" or (row.phase == "starting" and not worker.runner.durable):
         return RESTARTED
     log.info("task %s: getting the image %s", task.id, task.image)
-    image = worker.runner.resolve(allowed.image)
-    waited = _wait_for_slot(worker, interrupted)
+    try:
+        image = worker.runner.resolve(allowed.image, interrupted)
+        waited = _wait_for_slot(worker, interrupted)
+    except RunnerError:
+        waited = interrupted()
+        if waited is None:
+            raise
     if waited == "canceled":
         return Ending("canceled", f"canceled by {task.user} before it started")
     if waited == "stopping":

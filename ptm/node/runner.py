@@ -74,8 +74,9 @@ class Runner(Protocol):
     def check(self) -> None:
         """Raise `RunnerError` if nothing could be run here now (no engine, denied), with a hint."""
 
-    def resolve(self, image: ImageRef) -> ResolvedImage:
-        """Pull (or look up) an image and pin it. May take long; holds up nobody else."""
+    def resolve(self, image: ImageRef, interrupted: Callable[[], Interrupt | None] = ...) -> ResolvedImage:
+        """Pull (or look up) an image and pin it. May take long and holds up nobody else; an interrupt ends it with a
+        `RunnerError`."""
 
     def start(self, spec: RunSpec, image: ResolvedImage) -> str:
         """Make and start the run with every limit on. Returns its handle. Leaves nothing behind if it fails."""
@@ -99,3 +100,6 @@ class Runner(Protocol):
 
     def find(self, task: str) -> str | None:
         """The handle of this worker's run of this task, running or ended, if there is one."""
+
+    def close(self) -> None:
+        """Let go of the engine. A durable runner's runs go on; another's are ended."""

@@ -93,7 +93,8 @@ class State:
         """Remember that this worker takes on a run (phase `claimed`); returns the row that is there already if there
         is one."""
         self._execute(
-            "insert or ignore into runs (task, user, task_sha256, attempt, task_body, phase, expires) values (?, ?, ?, ?, ?, 'claimed', ?)",
+            "insert or ignore into runs (task, user, task_sha256, attempt, task_body, phase, expires)"
+            " values (?, ?, ?, ?, ?, 'claimed', ?)",
             task,
             user,
             task_sha256,

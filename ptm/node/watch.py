@@ -20,7 +20,7 @@ from ptm.errors import NotFound, PtmError, StoreError, TooLarge, TrustError, Unr
 from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
 from ptm.node.claims import Claims
-from ptm.node.run import Worker, handle, resume
+from ptm.node.run import Ask, Worker, handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.state import State
 from ptm.node.verify import verify_cancel
@@ -30,6 +30,9 @@ log = logging.getLogger("ptm.node")
 MAX_WAITING = 64
 """Tasks in hand beyond those that run: getting images, waiting for a slot."""
 MAX_PAUSE_S = 60.0
+_Of = tuple[str, str]
+"""User and task id: an entry under one user's name never touches another user's task, whatever its id."""
+Work = Callable[[Ask], None]
 
 
 class Node:
@@ -41,8 +44,8 @@ class Node:
         claims = Claims(registry, config.worker, config.lease_s)
         slots = threading.Semaphore(config.parallel)
         self._worker = Worker(registry, config, policy, runner, self._state, claims, slots)
-        self._in_hand: dict[str, threading.Thread] = {}
-        self._canceled: set[str] = set()
+        self._in_hand: dict[_Of, threading.Thread] = {}
+        self._canceled: set[_Of] = set()
         self._pauses = _Pauses()
         self._warned: set[str] = set()
         self._session, self._beats = new_nonce(), 0
@@ -56,12 +59,15 @@ class Node:
             self._begin(stop, once)
             with self._heartbeats():
                 self._loop(stop, once)
-            left = len({row.task for row in self._state.unfinished()} | self._pauses.failing())
+            left = len({(row.user, row.task) for row in self._state.unfinished()} | self._pauses.failing())
         finally:
+            self._runner.close()
             if not self._in_hand:
                 self._state.close()
         if once and left:
-            raise PtmError(f"{left} task(s) could not be finished for now", hint="the log above says why; run the same command again")
+            raise PtmError(
+                f"{left} task(s) could not be finished for now", hint="the log above says why; run the same command again"
+            )
 
     def _loop(self, stop: threading.Event, once: bool) -> None:
         try:
@@ -134,15 +140,11 @@ class Node:
     def _go_on(self, stop: threading.Event, entries: list[QueueEntry]) -> int:
         """Give a thread to each unfinished run and each new task that is due."""
         self._reap()
-        begun = 0
-        unfinished = {row.task: row for row in self._state.unfinished()}
-        self._pauses.keep({entry.task for entry in entries} | set(unfinished) | set(self._in_hand))
-        for task, row in unfinished.items():
-            begun += self._begin_thread(task, partial(resume, self._worker, row), stop)
+        work: dict[_Of, Work] = {(row.user, row.task): partial(resume, self._worker, row) for row in self._state.unfinished()}
         for entry in entries:
-            if entry.task not in unfinished and self._begin_thread(entry.task, partial(handle, self._worker, entry), stop):
-                begun += 1
-        return begun
+            work.setdefault((entry.user, entry.task), partial(handle, self._worker, entry))
+        self._pauses.keep(set(work) | set(self._in_hand))
+        return sum(self._begin_thread(of, act, stop) for of, act in work.items())
 
     def _look(self) -> list[QueueEntry]:
         """The site's queue, oldest task first. Notes cancels; warns once of keys that are nobody's."""
@@ -155,19 +157,20 @@ class Node:
                     log.warning("ignored: %r is not a key that ptm makes", entry)
             else:
                 (cancels if entry.cancel else tasks).append(entry)
-        waiting = {entry.task for entry in tasks} | set(self._in_hand)
+        waiting = {(entry.user, entry.task) for entry in tasks} | set(self._in_hand)
         for entry in cancels:
-            self._note_cancel(entry, entry.task in waiting)
+            self._note_cancel(entry, (entry.user, entry.task) in waiting)
         return sorted(tasks, key=lambda entry: entry.task)
 
     def _note_cancel(self, entry: QueueEntry, waiting: bool) -> None:
-        if entry.task in self._canceled and waiting:
+        of = (entry.user, entry.task)
+        if of in self._canceled and waiting:
             return
         try:
             if waiting:
                 verify_cancel(self._registry.read_raw(entry.key), entry, self._registry.roster(300))
-                self._canceled.add(entry.task)
-                self._pauses.forget(entry.task)
+                self._canceled.add(of)
+                self._pauses.forget(of)
                 return
         except NotFound:
             return
@@ -177,38 +180,36 @@ class Node:
             log.warning("%s: refused: %s", entry.key, e)
         self._registry.store.delete(entry.key)
 
-    def _begin_thread(self, task: str, work: Callable[[Callable[[], Interrupt | None]], None], stop: threading.Event) -> bool:
-        if task in self._in_hand or len(self._in_hand) >= self._config.parallel + MAX_WAITING or not self._pauses.due(task):
+    def _begin_thread(self, of: _Of, work: Work, stop: threading.Event) -> bool:
+        if of in self._in_hand or len(self._in_hand) >= self._config.parallel + MAX_WAITING or not self._pauses.due(of):
             return False
 
         def ask() -> Interrupt | None:
-            return "canceled" if task in self._canceled else "stopping" if stop.is_set() else None
+            return "canceled" if of in self._canceled else "stopping" if stop.is_set() else None
 
-        thread = threading.Thread(target=self._guarded, args=(task, work, ask), name=f"task-{task}", daemon=True)
-        self._in_hand[task] = thread
+        thread = threading.Thread(target=self._guarded, args=(of, work, ask), name=f"task-{of[1]}", daemon=True)
+        self._in_hand[of] = thread
         thread.start()
         return True
 
-    def _guarded(
-        self, task: str, work: Callable[[Callable[[], Interrupt | None]], None], ask: Callable[[], Interrupt | None]
-    ) -> None:
+    def _guarded(self, of: _Of, work: Work, ask: Ask) -> None:
         """A thread's whole life: an outage means a later try, and no error ends the node."""
         try:
             work(ask)
         except PtmError as e:
-            log.warning("task %s: %s; trying again later", task, e)
-            self._pauses.lengthen(task)
+            log.warning("task %s: %s; trying again later", of[1], e)
+            self._pauses.lengthen(of)
         except Exception:
-            log.exception("task %s: unexpected fault; trying again later", task)
-            self._pauses.lengthen(task)
+            log.exception("task %s: unexpected fault; trying again later", of[1])
+            self._pauses.lengthen(of)
         else:
-            self._pauses.rest(task, self._config.poll_s)
+            self._pauses.rest(of, self._config.poll_s)
 
     def _reap(self) -> None:
-        for task, thread in list(self._in_hand.items()):
+        for of, thread in list(self._in_hand.items()):
             if not thread.is_alive():
-                del self._in_hand[task]
-                self._canceled.discard(task)
+                del self._in_hand[of]
+                self._canceled.discard(of)
 
     def _say_unavailable(self, why: str) -> None:
         if not self._unavailable:
@@ -260,11 +261,11 @@ class Node:
         next start."""
         stop.set()
         deadline = time.monotonic() + self._config.stop_grace_s
-        for task, thread in list(self._in_hand.items()):
+        for of, thread in list(self._in_hand.items()):
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 log.warning(
-                    "task %s: did not come to a stop in %g s; the next start goes on with it", task, self._config.stop_grace_s
+                    "task %s: did not come to a stop in %g s; the next start goes on with it", of[1], self._config.stop_grace_s
                 )
         self._reap()
 
@@ -273,29 +274,29 @@ class _Pauses:
     """When a task may be looked at again: at once, after a poll's rest, or after a pause that doubles with each outage."""
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-        self._length: dict[str, float] = {}
+        self._until: dict[_Of, float] = {}
+        self._length: dict[_Of, float] = {}
 
-    def due(self, task: str) -> bool:
-        return time.monotonic() >= self._until.get(task, 0.0)
+    def due(self, of: _Of) -> bool:
+        return time.monotonic() >= self._until.get(of, 0.0)
 
-    def lengthen(self, task: str) -> None:
-        self._length[task] = min(MAX_PAUSE_S, 2 * self._length.get(task, 0.5))
-        self._until[task] = time.monotonic() + self._length[task]
+    def lengthen(self, of: _Of) -> None:
+        self._length[of] = min(MAX_PAUSE_S, 2 * self._length.get(of, 0.5))
+        self._until[of] = time.monotonic() + self._length[of]
 
-    def rest(self, task: str, seconds: float) -> None:
-        self._length.pop(task, None)
-        self._until[task] = time.monotonic() + seconds
+    def rest(self, of: _Of, seconds: float) -> None:
+        self._length.pop(of, None)
+        self._until[of] = time.monotonic() + seconds
 
-    def keep(self, tasks: set[str]) -> None:
+    def keep(self, tasks: set[_Of]) -> None:
         """Forget all others, so that nothing grows with the number of tasks ever seen."""
-        for task in set(self._until) - tasks:
-            self.forget(task)
+        for of in set(self._until) - tasks:
+            self.forget(of)
 
-    def failing(self) -> set[str]:
+    def failing(self) -> set[_Of]:
         """The tasks whose last try met an outage."""
         return set(self._length)
 
-    def forget(self, task: str) -> None:
-        self._until.pop(task, None)
-        self._length.pop(task, None)
+    def forget(self, of: _Of) -> None:
+        self._until.pop(of, None)
+        self._length.pop(of, None)

@@ -1,5 +1,5 @@
-"""The main job, for real: one researcher, three sites with node processes of their own, two rounds; image pulled from a real image registry, run by a real engine; on a
-folder and on a real MinIO (issue 2, point 2)."""
+"""The main job, for real: one researcher, three sites with node processes of their own, two rounds; image pulled from
+a real image registry, run by a real engine; on a folder and on a real MinIO (issue 2, point 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One task's way through a node, with real keys, signatures and processes: what ends how, and what an outage at any moment does not change."""
+"""One task's way through a node, with real keys, signatures and processes: what ends how, and what an outage at any
+moment does not change."""
 
 from __future__ import annotations
 
@@ -154,6 +155,27 @@ def test_mallorys_cancel_does_not_stop_alices_task(federation: Federation, count
     assert only(task.results(timeout=0, folder=tmp_path / "out")).state == "completed"
 
 
+def test_mallorys_own_cancel_under_alices_id_stops_nothing(federation: Federation, tmp_path: Path) -> None:
+    """Well signed, in mallory's own part of the queue, while alice's run is going on."""
+    image = image_folder(
+        tmp_path / "slow", f"#!/bin/sh\ntouch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done\n"
+    )
+    task = federation.client().put("demo/slow:1", ["maastro"])
+    stop = threading.Event()
+    thread = threading.Thread(target=federation.node("maastro", images={"demo/slow:1": image}).watch, args=(stop,))
+    thread.start()
+    try:
+        wait_for((tmp_path / "begun").exists)
+        mallory = federation.registry("mallory")
+        mallory.cancel("maastro", Cancel(registry=mallory.id, task=task.id, user="mallory", created=now_utc()))
+        wait_for(lambda: list(federation.store.list("queue/maastro/mallory/")) == [])
+        (tmp_path / "go").touch()
+        assert only(task.results(timeout=20, folder=tmp_path / "out")).state == "completed"
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_a_tampered_queue_entry_is_refused_aloud_and_the_task_can_be_put_back(
     federation: Federation, count: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -256,14 +278,13 @@ def test_a_researcher_admitted_a_moment_ago_is_not_refused(
 def test_an_outage_at_any_store_operation_loses_nothing_and_runs_nothing_twice(
     federation: Federation, count: dict[str, Path], tmp_path: Path, when: str
 ) -> None:
-    """For k = 1, 2, …: the k-th operation of the node's store fails (before it takes effect, or its reply is lost), and the node is started again."""
+    """For k = 1, 2, …: the k-th operation of the node's store fails (before it takes effect, or its reply is lost),
+    and the node is started again."""
     store = federation.store
     assert isinstance(store, MemoryStore)
     done = False
-    tasks = 0
-    for k in range(1, 200, 2):
+    for tasks, k in enumerate(range(1, 200, 2), 1):
         task = federation.client().put("demo/count:1", ["maastro"], inputs={"big": b"x" * 100_000})
-        tasks += 1
         fault = FailOnce(k)
         setattr(store, when, fault)
         for _ in range(20):
