@@ -1,4 +1,5 @@
-"""Every setting, limit and default in one place: the profile, `node.toml` and `policy.toml`, as strict types read from TOML.
+"""Every setting, limit and default in one place: the profile and `node.toml`, as strict types read from TOML. (What
+`policy.toml` may say is in `ptm.node.rules`.)
 
 Precedence of the home folder: `--home`, then PTM_HOME, then the platform's data folder. PTM_REGISTRY overrides the
 profile's registry. A mistake in a file is a `ConfigError` that names the file and the setting."""
@@ -54,25 +55,104 @@ class Limits(Frozen):
     log_kb: Annotated[int, Field(ge=1)] = 1024
 
 
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError(f"{text!r} is not a regular expression: {e}") from None
+    return text
+
+
 class FileSource(Frozen):
     """A file or a folder at the site, shown to the container read-only at `/ptm/data/<name>`."""
 
-    kind: Literal["file"] = "file"
+    kind: Literal["file", "folder"] = "file"
     path: Path
 
 
-class SparqlSource(Frozen):
-    """A SPARQL endpoint at the site, that a container granted it reaches at `SPARQL_ENDPOINT`, and nothing else."""
+Megabytes = Annotated[int, Field(ge=1, le=1_048_576)]
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
 
-    kind: Literal["sparql"]
+
+class _WebSource(Frozen):
+    """What sources that speak HTTP have in common. Credentials are files of mode 0600, read by the node alone: a bearer token,
+    or a user with a password. Sizes are those of one request and one answer."""
+
     url: str
+    token_file: Path | None = None
+    user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]+$")] | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    request_mb: Megabytes = 16
+    answer_mb: Megabytes = 1024
 
     @model_validator(mode="after")
-    def _http(self) -> Self:
+    def _sound(self) -> Self:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ValueError("a SPARQL endpoint is an http:// or https:// URL without a password")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
+            raise ValueError("url is an http:// or https:// URL, without a password in it")
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("user and password_file go together")
+        if self.token_file and self.user:
+            raise ValueError("a source has a token_file, or a user and password_file, not both")
         return self
+
+
+class SparqlSource(_WebSource):
+    """A SPARQL endpoint at the site, that a container granted it may query at `SPARQL_ENDPOINT`, and nothing else.
+
+    `graphs`: IRIs that a query may name with FROM. `federation`: it may use SERVICE, which makes the endpoint ask others."""
+
+    kind: Literal["sparql"]
+    graphs: tuple[str, ...] = ()
+    federation: bool = False
+
+
+class HttpSource(_WebSource):
+    """An HTTP service at the site (FHIR, REST), of which a container may ask the listed methods and paths.
+
+    `paths`: regular expressions that match the whole of what follows the URL's own path (`/Patient/.*`)."""
+
+    kind: Literal["http"]
+    methods: Annotated[tuple[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], ...], Field(min_length=1)] = ("GET",)
+    paths: Annotated[tuple[Pattern, ...], Field(min_length=1)] = (".*",)
+
+    @model_validator(mode="after")
+    def _without_query(self) -> Self:
+        if urlsplit(self.url).query:
+            raise ValueError("the url of an http source has no query")
+        return self
+
+
+class TcpSource(Frozen):
+    """One host and port at the site; the container reaches it on loopback, byte by byte. `answer_mb` is for one connection."""
+
+    kind: Literal["tcp"]
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    request_mb: Megabytes = 16
+    answer_mb: Megabytes = 1024
+
+
+class PostgresSource(Frozen):
+    """A PostgreSQL database at the site. The node logs in as `user`; the container needs no password and can choose neither
+    user nor database. What it may read is what that role may: give it SELECT only."""
+
+    kind: Literal["postgres"]
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)] = 5432
+    database: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    user: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    password_file: Path | None = None
+    tls: Literal["verify", "off"] = "verify"
+    ca_file: Path | None = None
+    request_mb: Megabytes = 16
+    answer_mb: Megabytes = 1024
+
+
+GatewaySource = SparqlSource | HttpSource | TcpSource | PostgresSource
+"""What a container reaches through the gateway (`ptm.node.gateway`)."""
+DataSource = FileSource | GatewaySource
 
 
 class NodeConfig(Frozen):
@@ -89,7 +169,10 @@ class NodeConfig(Frozen):
     run_as: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,9}:[0-9]{1,10}$")] | None = None
     gateway_image: str | None = None
     limits: Limits = Limits()
-    data: dict[Name, Annotated[FileSource | SparqlSource, Field(discriminator="kind")]] = {}
+    gateway_folder: Path | None = None
+    read_only_root: bool = True
+    keep_images_days: Annotated[int, Field(ge=1)] | None = 30
+    data: dict[Name, Annotated[DataSource, Field(discriminator="kind")]] = {}
     mirrors: dict[str, str] = {}
     process_images: dict[str, Path] = {}
 
@@ -97,29 +180,11 @@ class NodeConfig(Frozen):
     def _consistent(self) -> Self:
         if self.runner == "process" and not self.unsafe_no_sandbox:
             raise ValueError("the process runner is no sandbox: it needs unsafe_no_sandbox = true")
-        if self.runner == "docker" and self.gateway_image is None and any(s.kind == "sparql" for s in self.data.values()):
-            raise ValueError("a sparql data source needs gateway_image, any image with python3 (see docs/node.md)")
+        if self.runner == "docker" and self.gateway_image is None:
+            for name, source in self.data.items():
+                if not isinstance(source, FileSource):
+                    raise ValueError(f"data source {name} needs gateway_image, any image with python3 (docs/data-sources.md)")
         return self
-
-
-def _is_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as e:
-        raise ValueError(f"{text!r} is not a regular expression: {e}") from None
-    return text
-
-
-class AllowRule(Frozen):
-    """Images that may run: regular expressions that must match the whole of `name:tag` (or `name@sha256:…`)."""
-
-    images: Annotated[tuple[Annotated[str, AfterValidator(_is_pattern)], ...], Field(min_length=1)]
-
-
-class Policy(Frozen):
-    """`policy.toml`: what this site allows. Empty allows nothing."""
-
-    allow: tuple[AllowRule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +216,10 @@ class Home:
     @property
     def state(self) -> Path:
         return self.path / "state.sqlite"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit.jsonl"
 
     @property
     def spool(self) -> Path:

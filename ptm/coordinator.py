@@ -1,4 +1,5 @@
-"""What a coordinator does: make a registry, admit and revoke members, renew, and rotate the root.
+"""What a coordinator does: make a registry, admit and revoke members, name reviewers, publish what they signed, renew, and
+rotate the root.
 
 Rules:
 - Every change starts from the newest verified state and is published whole (`ptm.publisher`); a command that was
@@ -22,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Metadata, Role, Root, Snapshot, Targets, Timestamp
 
-from ptm import layout
+from ptm import layout, reviewing
 from ptm.admission import already_member, check_request
+from ptm.algorithms import MAX_REVIEWERS, Board, approved, board_of, next_version
 from ptm.config import Home, Profile, load_profile, save_profile
 from ptm.enrolment import filled, member_keys
 from ptm.errors import AlreadyExists, KeyFileError, NotAllowed, NotFound, UsageError
@@ -31,6 +33,7 @@ from ptm.files import private_folder
 from ptm.keys import MemberKeys, load_signing_key, write_signing_key
 from ptm.model import Member, MemberRequest, Roster
 from ptm.publisher import ROOT_DAYS, Publisher, State, newest_root, write_root
+from ptm.reviewing import Proposal
 from ptm.store.base import Store
 from ptm.trust import fingerprint_of, locked, parse_metadata, pin_root, read_root
 
@@ -121,7 +124,8 @@ def admit(
 
 
 def revoke(store: Store, home: Home, names: Sequence[str], now: datetime) -> list[Member]:
-    """Revoke members, all or none; their lines of the roster. One that was revoked before stays as it is.
+    """Revoke members, all or none; their lines of the roster. One that was revoked before stays as it is. Who was a
+    reviewer is none any more: a list that lives on their signature lapses, until enough of the others have signed again.
     `NotAllowed` for an unknown name or oneself."""
     me = load_profile(home).member
     with locked(home.trust):
@@ -139,16 +143,89 @@ def revoke(store: Store, home: Home, names: Sequence[str], now: datetime) -> lis
             m.model_copy(update={"revoked": now}) if m.name in names and m.revoked is None else m for m in roster.members
         )
         if members != roster.members:
-            publisher.publish(state, roster.model_copy(update={"members": members}), now)
+            after = roster.model_copy(update={"members": members})
+            gone = {member.sign_key for member in members if member.revoked is not None}
+            board = _board(state)
+            keys = tuple(key for key in board.keys if key not in gone) if board else ()
+            left = Board(keys, board.threshold).delegations() if board else None
+            publisher.publish(state, after, now, left)
     return [member for member in members if member.name in names]
 
 
 def renew(store: Store, home: Home, now: datetime) -> dict[str, datetime]:
-    """Sign the same roster again, so that it lives on; also after it expired. When each role expires now (the root is
-    not renewed by this: `rotate_root`)."""
+    """Sign the same roster again, so that it lives on; also after it expired. A list of reviewed images that has its
+    signatures is published on the way. When each role expires now (the root is not renewed by this: `rotate_root`)."""
     with locked(home.trust):
         publisher = _publisher(store, home)
-        return publisher.renew(publisher.settled(now), now).expiries
+        state, _ = _publish_reviewed(store, publisher, publisher.settled(now), now)
+        return publisher.renew(state, now).expiries
+
+
+def set_reviewers(
+    store: Store, home: Home, *, add: Sequence[str], remove: Sequence[str], threshold: int | None, now: datetime
+) -> tuple[tuple[str, ...], int]:
+    """Say which members review images, and how many of them have to sign; names and threshold as they are then.
+
+    `NotAllowed` for somebody who is no active member, `UsageError` for a threshold that can never be met. A list that
+    does not have the signatures that it takes from now on lapses, until it has been signed again."""
+    with locked(home.trust):
+        publisher = _publisher(store, home)
+        state = publisher.settled(now)
+        roster = _roster(state)
+        before = _board(state) or Board((), 0)
+        active = {member.name: member.sign_key for member in roster.members if member.revoked is None}
+        names = {key: name for name, key in active.items()}
+        unknown = sorted(set(add) - set(active))
+        if unknown:
+            raise NotAllowed(f"{', '.join(unknown)}: not an active member", hint="`ptm member list` shows the members")
+        absent = sorted(set(remove) - {names[key] for key in before.keys if key in names})
+        if absent:
+            raise UsageError(f"{', '.join(absent)}: not a reviewer", hint="`ptm registry reviewers` shows who is")
+        unwanted = {active[name] for name in remove}
+        chosen = dict.fromkeys((*before.keys, *(active[name] for name in add)))
+        keys = tuple(key for key in chosen if key in names and key not in unwanted)
+        board = Board(keys, before.threshold if threshold is None else threshold)
+        if not 1 <= board.threshold <= len(keys) <= MAX_REVIEWERS:
+            raise UsageError(
+                f"a threshold of {board.threshold} with {len(keys)} reviewer(s) does not work",
+                hint=f"1 <= threshold <= reviewers <= {MAX_REVIEWERS}; see --threshold",
+            )
+        if board != before:
+            publisher.publish(state, roster, now, board.delegations())
+    return tuple(names[key] for key in board.keys), board.threshold
+
+
+def publish_reviewed(store: Store, home: Home, now: datetime) -> Proposal | None:
+    """Publish the next list of reviewed images if enough reviewers have signed it; None if there is none such."""
+    with locked(home.trust):
+        publisher = _publisher(store, home)
+        return _publish_reviewed(store, publisher, publisher.settled(now), now)[1]
+
+
+def is_coordinator(home: Home) -> bool:
+    """Has this home the key that publishes?"""
+    return (home.keys / ROLES_KEY).exists()
+
+
+def _board(state: State) -> Board | None:
+    return board_of(state.targets) if state.targets else None
+
+
+def _publish_reviewed(store: Store, publisher: Publisher, state: State, now: datetime) -> tuple[State, Proposal | None]:
+    board = _board(state)
+    if board is None:
+        return state, None
+    named = state.algorithms
+    names = {member.sign_key: member.name for member in _roster(state).members}
+    current = approved(store, board, named, now)
+    version = next_version(store, named.version if named else 0)
+    for proposal in reviewing.waiting(store, board, names, current, version):
+        if proposal.complete and proposal.metadata.signed.expires > now:
+            after = publisher.publish_algorithms(state, proposal.metadata, now)
+            if after.algorithms is None or after.algorithms.version < version:
+                raise AlreadyExists("the reviewers were changed at the same moment", hint="run the command again")
+            return after, proposal
+    return state, None
 
 
 def rotate_root(
@@ -255,7 +332,7 @@ def _who(root: Metadata[Root]) -> dict[str, tuple[frozenset[str], int]]:
 
 def _publisher(store: Store, home: Home) -> Publisher:
     path = home.keys / ROLES_KEY
-    if not path.exists():
+    if not is_coordinator(home):
         raise KeyFileError(f"{home.path} is not a coordinator's home: it has no keys/{ROLES_KEY}", hint="is --home right?")
     return Publisher(store, home.trust, load_signing_key(path))
 

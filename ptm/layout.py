@@ -10,11 +10,18 @@ from dataclasses import dataclass
 
 MARKER = "ptm.json"
 TRUST = "trust/"
+PENDING = "trust/pending/"
 _NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 _ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_PENDING = re.compile(rf"trust/pending/(?P<member>{_NAME})/(?P<version>[1-9][0-9]{{0,8}})\.(?P<digest>[0-9a-f]{{64}})\.json")
 _QUEUE = re.compile(rf"queue/(?P<site>{_NAME})/(?P<user>{_NAME})/(?P<task>{_ULID})(?P<cancel>\.cancel)?\.json")
 _TASK = re.compile(rf"users/(?P<user>{_NAME})/tasks/(?P<task>{_ULID})/task\.json")
 _HEARTBEAT = re.compile(rf"sites/(?P<site>{_NAME})/workers/(?P<worker>{_NAME})\.json")
+_NOTE = re.compile(
+    rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/(?P<number>[0-9]{{3}})"
+    r"\.(?P<what>awaiting-approval|awaiting-release|approved|denied|released|withheld)\.json"
+)
+_RESULT = re.compile(rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/result\.json")
 _CLAIM = re.compile(rf"sites/{_NAME}/runs/{_ULID}/claim\.(?P<epoch>[1-9][0-9]{{0,3}})\.json")
 
 
@@ -29,12 +36,27 @@ class QueueEntry:
     cancel: bool
 
 
+@dataclass(frozen=True)
+class PendingKey:
+    """The key of a reviewer's signature that waits for others: whose, of which version of the list, and its digest."""
+
+    key: str
+    member: str
+    version: int
+    digest: str
+
+
 def trust_metadata(file: str) -> str:
     return f"trust/metadata/{file}"
 
 
 def trust_target(file: str) -> str:
     return f"trust/targets/{file}"
+
+
+def pending(member: str, version: int, digest: str) -> str:
+    """A reviewer's signature on the next version of the list of reviewed images."""
+    return f"trust/pending/{member}/{version}.{digest}.json"
 
 
 def tasks_of(user: str) -> str:
@@ -91,12 +113,30 @@ def refusal(site: str, task_id: str, number: int) -> str:
     return f"sites/{site}/runs/{task_id}/{number:03d}.refused.json"
 
 
+def note(site: str, task_id: str, number: int, what: str) -> str:
+    return f"sites/{site}/runs/{task_id}/{number:03d}.{what}.json"
+
+
+def approval(site: str, image_digest: str) -> str:
+    """A first-use approval of an image, by its digest (`sha256:…`)."""
+    return f"sites/{site}/approvals/{image_digest.removeprefix('sha256:')}.json"
+
+
+def runs_of(site: str) -> str:
+    return f"sites/{site}/runs/"
+
+
 def result(site: str, task_id: str) -> str:
     return f"sites/{site}/runs/{task_id}/result.json"
 
 
 def output(site: str, task_id: str, attempt: str, name: str) -> str:
     return f"sites/{site}/runs/{task_id}/outputs/{attempt}/{name}.age"
+
+
+def parse_pending(key: str) -> PendingKey | None:
+    match = _PENDING.fullmatch(key)
+    return match and PendingKey(key, match["member"], int(match["version"]), match["digest"])
 
 
 def parse_queue(key: str) -> QueueEntry | None:
@@ -120,3 +160,15 @@ def parse_claim(key: str) -> int | None:
     """The epoch of a claim."""
     match = _CLAIM.fullmatch(key)
     return match and int(match["epoch"])
+
+
+def parse_note(key: str) -> tuple[int, str] | None:
+    """(number, what) of a note that a person is waited for, or of a decision."""
+    match = _NOTE.fullmatch(key)
+    return match and (int(match["number"]), match["what"])
+
+
+def parse_result(key: str) -> tuple[str, str] | None:
+    """(site, task id)."""
+    match = _RESULT.fullmatch(key)
+    return match and (match["site"], match["task"])

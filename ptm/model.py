@@ -31,6 +31,7 @@ from ptm.image import IMAGE_PATTERN
 
 MAX_SITES = 1000
 MAX_FILES = 256
+MAX_DECISIONS = 64
 INLINE_BYTES = 64 * 1024
 """Ciphertexts up to this many bytes travel inside the signed document."""
 INLINE_TOTAL_BYTES = 384 * 1024
@@ -110,6 +111,9 @@ Image = Annotated[str, Field(pattern=f"^{IMAGE_PATTERN}$", max_length=400, examp
 
 Kind = Literal["researcher", "site", "party", "coordinator"]
 FinalState = Literal["completed", "failed", "rejected", "canceled", "expired"]
+Asked = Literal["awaiting-approval", "awaiting-release"]
+Decided = Literal["approved", "denied", "released", "withheld"]
+Person = Annotated[str, AfterValidator(_plain_text), Field(min_length=1, max_length=200)]
 
 
 class Frozen(BaseModel):
@@ -179,6 +183,7 @@ class Task(Document):
     created: Time
     expires: Time
     purpose: Text = ""
+    study: Name | None = None
     contract: Literal["ptm"] = "ptm"
     image: Image
     command: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
@@ -206,11 +211,31 @@ class Task(Document):
         return self
 
 
+class Decision(Frozen):
+    """What a person at the site decided about a run. `files`: how many single files were withheld, if it was not all."""
+
+    what: Decided
+    by: Person
+    reason: Text = ""
+    time: Time
+    files: Annotated[int, Field(ge=1, le=MAX_FILES + 1)] | None = None
+
+
+class DataUse(Frozen):
+    """What went through the gateway between a run and one data source: `bytes_in` to the source, `bytes_out` to the run."""
+
+    name: Name
+    requests: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    bytes_in: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    bytes_out: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+
+
 class Result(Document):
     """The outcome of one run at one site; at most one per run is ever committed.
 
     `task_sha256` is the digest of the task's canonical signed part. `exit_code` is the container's, where one ran.
-    `reason` is one line for people, and is always there unless the run completed."""
+    `reason` is one line for people, and is always there unless the run completed. `policy_sha256` is the digest of the
+    policy file that decided, `decided_by` what people decided, `audit_head` the newest entry of the worker's audit log."""
 
     TYPE: ClassVar[str] = "ptm/result@1"
 
@@ -234,6 +259,10 @@ class Result(Document):
     outputs: Annotated[tuple[SealedFile, ...], Field(max_length=MAX_FILES)] = ()
     log: SealedFile | None = None
     manifest: Base64 | None = None
+    policy_sha256: Sha256 | None = None
+    decided_by: Annotated[tuple[Decision, ...], Field(max_length=MAX_DECISIONS)] = ()
+    data_use: Annotated[tuple[DataUse, ...], Field(max_length=64)] = ()
+    audit_head: Sha256 | None = None
 
     @property
     def files(self) -> tuple[SealedFile, ...]:
@@ -314,6 +343,7 @@ class Heartbeat(Document):
     stopped: bool = False
     running: Annotated[tuple[Ulid, ...], Field(max_length=MAX_FILES)] = ()
     version: Annotated[str, Field(max_length=40)]
+    audit_head: Sha256 | None = None
     created: Time
 
 

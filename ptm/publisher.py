@@ -1,5 +1,6 @@
 """The TUF repository's writer: signs and publishes what `ptm.coordinator` decides, so that a crash or a rival leaves
-the old roster or the new one.
+the old roster or the new one. The list of reviewed images (the delegated role `algorithms`) is signed by reviewers; here it
+only gets its place in the snapshot.
 
 Order: `targets/<sha256>.roster.json`, `N.targets.json`, `M.snapshot.json` (each write-once), `timestamp.json` last. A
 change is decided when its `N.targets.json` is created: of two coordinators one wins, the other gets `AlreadyExists`.
@@ -20,10 +21,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import LengthOrHashMismatchError, UnsignedMetadataError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, T, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Snapshot, T, TargetFile, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
-from ptm import layout
+from ptm import algorithms, layout
 from ptm.envelope import MAX_DOCUMENT_BYTES, load, parse_json
 from ptm.errors import (
     AlreadyExists,
@@ -62,14 +63,23 @@ class State:
     targets: Targets | None
     snapshot: Snapshot | None
     timestamp: Timestamp | None
+    algorithms: MetaFile | None = None
+    """The newest list of reviewed images: the one that the snapshot names, or one after it that enough reviewers signed."""
+
+    @property
+    def current(self) -> bool:
+        """Does the snapshot name the newest targets and the newest list?"""
+        if self.targets is None or self.snapshot is None:
+            return False
+        named = self.snapshot.meta
+        return named["targets.json"].version == self.targets.version and named.get(algorithms.FILE) == self.algorithms
 
     @property
     def complete(self) -> bool:
         """Would a member see all of it?"""
-        if self.targets is None or self.snapshot is None or self.timestamp is None:
+        if self.snapshot is None or self.timestamp is None:
             return False
-        newest_snapshot = self.snapshot.version == self.timestamp.snapshot_meta.version
-        return newest_snapshot and self.snapshot.meta["targets.json"].version == self.targets.version
+        return self.current and self.snapshot.version == self.timestamp.snapshot_meta.version
 
     @property
     def expiries(self) -> dict[str, datetime]:
@@ -93,15 +103,34 @@ class Publisher:
             self._finish(state, now)
         raise AlreadyExists("the registry changes as fast as it is read", hint=_AGAIN)
 
-    def publish(self, state: State, roster: Roster, now: datetime) -> State:
-        """Make this the roster, and return the state after it. `AlreadyExists` if somebody else was
-        first; nothing of ours is seen then."""
+    def publish(self, state: State, roster: Roster, now: datetime, delegations: Delegations | None = None) -> State:
+        """Make this the roster (and, if given, these the delegations), and return the state after it. `AlreadyExists` if
+        somebody else was first; nothing of ours is seen then."""
         body = _document(roster)
         target = TargetFile.from_data(ROSTER_FILE, body, _HASHES)
         version = state.targets.version + 1 if state.targets else 1
-        targets = Targets(version=version, expires=now + timedelta(days=TARGETS_DAYS), targets={ROSTER_FILE: target})
+        targets = Targets(
+            version=version,
+            expires=now + timedelta(days=TARGETS_DAYS),
+            targets={ROSTER_FILE: target},
+            delegations=delegations or (state.targets.delegations if state.targets else None),
+        )
         self._store.create(layout.trust_target(f"{target.hashes['sha256']}.{ROSTER_FILE}"), body)
         self._create(targets)
+        return self.settled(now)
+
+    def publish_algorithms(self, state: State, signed: Metadata[Targets], now: datetime) -> State:
+        """Make this the list of reviewed images, and return the state after it. `AlreadyExists` if somebody else was first."""
+        before = algorithms.images_of(algorithms.listed(self._store, state.algorithms).signed) if state.algorithms else ()
+        for image in set(algorithms.images_of(signed.signed)) - set(before):
+            folder, _, name = image.path.rpartition("/")
+            key = layout.trust_target(f"{folder}/{image.target.hashes['sha256']}.{name}")
+            self._store.create(key, image.record)
+        file = f"{signed.signed.version}.{algorithms.FILE}"
+        try:
+            self._store.create(layout.trust_metadata(file), signed.to_bytes(_PRETTY))
+        except AlreadyExists as e:
+            raise AlreadyExists(f"{file} was written by somebody else meanwhile", hint=_AGAIN) from e
         return self.settled(now)
 
     def renew(self, state: State, now: datetime) -> State:
@@ -123,22 +152,24 @@ class Publisher:
         self._check_not_older(root, snapshot)
         meta = snapshot.meta["targets.json"] if snapshot else None
         targets = self._newest(root, Targets, meta)
-        return State(root, self._roster(targets) if targets else None, targets, snapshot, timestamp)
+        reviewed = self._algorithms(targets, snapshot.meta.get(algorithms.FILE) if snapshot else None)
+        return State(root, self._roster(targets) if targets else None, targets, snapshot, timestamp, reviewed)
 
     def _finish(self, state: State, now: datetime, *, renew: bool = False) -> None:
         """Snapshot (if it does not name the newest targets) and timestamp."""
         if state.targets is None:
             raise ValueError("nothing to publish")
         snapshot = state.snapshot
-        if renew or snapshot is None or snapshot.meta["targets.json"].version != state.targets.version:
+        if renew or snapshot is None or not state.current:
+            meta = {"targets.json": _meta(state.targets.version, self._get(_file(state.targets)))}
             snapshot = Snapshot(
                 version=snapshot.version + 1 if snapshot else 1,
                 expires=now + timedelta(days=SNAPSHOT_DAYS),
-                meta={"targets.json": _meta(state.targets.version, self._get(_file(state.targets)))},
+                meta=meta if state.algorithms is None else meta | {algorithms.FILE: state.algorithms},
             )
             self._create(snapshot)
-        meta = _meta(snapshot.version, self._get(_file(snapshot)))
-        timestamp = Timestamp(version=snapshot.version, expires=now + timedelta(days=TIMESTAMP_DAYS), snapshot_meta=meta)
+        named = _meta(snapshot.version, self._get(_file(snapshot)))
+        timestamp = Timestamp(version=snapshot.version, expires=now + timedelta(days=TIMESTAMP_DAYS), snapshot_meta=named)
         body = self._sign(timestamp)
         self._store.put(layout.trust_metadata("timestamp.json"), body)
         write_atomic(self._trust / "timestamp.json", body, mode=0o600)
@@ -185,6 +216,14 @@ class Publisher:
         while self._exists(f"{version}.{kind.type}.json"):
             newest = self._version(root, kind, version)
             version += 1
+        return newest
+
+    def _algorithms(self, targets: Targets | None, named: MetaFile | None) -> MetaFile | None:
+        board = algorithms.board_of(targets) if targets else None
+        newest = named
+        if board is not None:
+            for version, body in algorithms.signed_after(self._store, board, named.version if named else 0):
+                newest = _meta(version, body)
         return newest
 
     def _version(self, root: Root, kind: type[T], version: int) -> T:

@@ -6,6 +6,7 @@ of `ptm.node.verify` and `ptm.results`. Keys come from `ptm.layout` only."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -17,9 +18,10 @@ from typing import BinaryIO
 from ptm import envelope, layout
 from ptm.config import Home, Profile, load_profile
 from ptm.envelope import MAX_DOCUMENT_BYTES, AnyDocument
-from ptm.errors import AlreadyExists, NotAllowed, NotFound
+from ptm.errors import AlreadyExists, NotAllowed, NotFound, StoreError, TooLarge, TrustError, VerificationError
 from ptm.keys import MemberKeys, load_keys
 from ptm.model import Cancel, Claim, Document, Heartbeat, Refusal, SealedFile, Task
+from ptm.notes import MAX_NOTES, ImageApproval, Note, RunRecord
 from ptm.seal import check_cipher, measure
 from ptm.store.base import Store
 from ptm.store.urls import open_store
@@ -28,6 +30,8 @@ from ptm.trust import TrustedRoster, refresh
 MAX_QUEUE = 10_000
 """A poll looks at no more entries than this; the rest is seen when these are gone."""
 MAX_REFUSALS = 20
+MAX_CACHED = 2000
+log = logging.getLogger("ptm.registry")
 
 
 def now_utc() -> datetime:
@@ -52,6 +56,7 @@ class Registry:
         self.home, self.profile, self.store, self.keys = home, profile, store, keys
         self._lock = threading.Lock()
         self._cached: _Cached | None = None
+        self._notes: dict[str, Note] = {}
 
     @classmethod
     def open(cls, home: Home) -> Registry:
@@ -167,6 +172,75 @@ class Registry:
             except AlreadyExists:
                 continue
             return
+
+    # what people are waited for, and decide
+
+    def record(self, site: str, task: str, roster: TrustedRoster | None = None) -> RunRecord:
+        """What the registry shows of a run. One listing, and one read for each note not seen before. A note that is not
+        believed is left out: whoever runs the bucket can hide a note anyway. `roster` is for another member's site."""
+        prefix, found, claimed, finished = layout.run(site, task), list[str](), False, False
+        for info in self.store.list(prefix):
+            claimed = claimed or layout.parse_claim(info.key) is not None
+            finished = finished or info.key == layout.result(site, task)
+            if layout.parse_note(info.key) and len(found) < MAX_NOTES:
+                found.append(info.key)
+        notes = (self._note(key, site, task, roster) for key in found)
+        return RunRecord(claimed, finished, tuple(note for note in notes if note is not None))
+
+    def _note(self, key: str, site: str, task: str, roster: TrustedRoster | None) -> Note | None:
+        """A note is written once, so one that was believed needs no second look."""
+        known = self._notes.get(key)
+        if known is not None:
+            return known
+        try:
+            note = self.read_own(key, Note) if site == self.me else self.read(key, Note, site, roster)
+        except (NotFound, TooLarge):
+            return None
+        except TrustError:
+            raise
+        except VerificationError as e:
+            log.warning("ignored: %s: %s", key, e)
+            return None
+        parsed = layout.parse_note(key)
+        if parsed is None or (note.task, note.site, note.what) != (task, site, parsed[1]):
+            log.warning("ignored: %s holds a note about something else", key)
+            return None
+        if len(self._notes) >= MAX_CACHED:
+            self._notes.clear()
+        self._notes[key] = note
+        return note
+
+    def write_note(self, note: Note) -> None:
+        """Leave a note at the next free number. The very same note twice is there once. `StoreError` if none is free."""
+        taken = [found[0] for info in self.store.list(layout.run(self.me, note.task)) if (found := layout.parse_note(info.key))]
+        start = min(max(taken, default=-1) + 1, 999)
+        body = self.sign(note)
+        for number in [*range(start, 1000), *range(start)][:MAX_NOTES]:
+            try:
+                self.store.create(layout.note(self.me, note.task, number, note.what), body)
+            except AlreadyExists:
+                continue
+            return
+        raise StoreError(f"the run of task {note.task} has too many notes", hint="look at its folder in the registry")
+
+    def image_approval(self, image_digest: str) -> ImageApproval | None:
+        """This site's own first-use approval of an image, if there is one that is believed."""
+        try:
+            approval = self.read_own(layout.approval(self.me, image_digest), ImageApproval)
+        except (NotFound, TooLarge):
+            return None
+        except VerificationError as e:
+            log.warning("ignored: the approval of %s: %s", image_digest, e)
+            return None
+        return approval if (approval.site, approval.image_digest) == (self.me, image_digest) else None
+
+    def approve_image(self, approval: ImageApproval) -> None:
+        """Write a first-use approval. No error if the image was approved before."""
+        try:
+            self.store.create(layout.approval(self.me, approval.image_digest), self.sign(approval))
+        except AlreadyExists:
+            if self.image_approval(approval.image_digest) is None:
+                raise
 
     def beat(self, heartbeat: Heartbeat) -> None:
         self.store.put(layout.heartbeat(self.me, heartbeat.worker), self.sign(heartbeat))

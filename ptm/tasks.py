@@ -38,6 +38,7 @@ from ptm.model import (
     Task,
     Text,
 )
+from ptm.notes import Note
 from ptm.registry import Registry, new_nonce, now_utc
 from ptm.seal import seal_file, seal_manifest
 from ptm.trust import TrustedRoster
@@ -58,6 +59,7 @@ class TaskRequest(Frozen):
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     expires: str
     purpose: Text = ""
+    study: Name | None = None
     command: tuple[str, ...] = ()
     env: dict[EnvName, str] = {}
     workdir: str | None = None
@@ -132,6 +134,7 @@ def put_task(registry: Registry, request: TaskRequest, inputs: Mapping[str, byte
                 created=created,
                 expires=created + parse_duration(request.expires),
                 purpose=request.purpose,
+                study=request.study,
                 image=request.image,
                 command=request.command,
                 env=request.env,
@@ -191,6 +194,13 @@ def task_status(registry: Registry, task: Task, sites: Iterable[str] | None = No
         return list(pool.map(lambda site: _site_status(registry, roster, task, site), sites or task.sites))
 
 
+def _waiting(asked: Note) -> SiteStatus:
+    """A person at the site has been asked, and has not answered yet."""
+    state, what = ("awaiting_approval", "approve") if asked.what == "awaiting-approval" else ("awaiting_release", "release")
+    since = f"{asked.created:%Y-%m-%d %H:%M} UTC"
+    return SiteStatus(asked.site, state, f"since {since}, until somebody at the site {what}s it")
+
+
 def _site_status(registry: Registry, roster: TrustedRoster, task: Task, site: str) -> SiteStatus:
     try:
         result = registry.read(layout.result(site, task.id), Result, site, roster)
@@ -199,7 +209,11 @@ def _site_status(registry: Registry, roster: TrustedRoster, task: Task, site: st
         pass
     except VerificationError as e:
         return SiteStatus(site, "unverified", f"the result at {site} is not believed: {e}")
-    if registry.claims(site, task.id):
+    record = registry.record(site, task.id, roster)
+    asked = record.open()
+    if asked is not None:
+        return _waiting(asked)
+    if record.claimed:
         return SiteStatus(site, "running")
     if registry.exists(layout.queue(site, registry.me, task.id)):
         expired = task.expires <= now_utc()

@@ -69,7 +69,7 @@ from ptm.store.base import Store
 
 LIMITS = UpdaterConfig(
     max_root_rotations=256,
-    max_delegations=0,
+    max_delegations=1,
     root_max_length=64 * 1024,
     timestamp_max_length=16 * 1024,
     snapshot_max_length=64 * 1024,
@@ -167,11 +167,8 @@ def pin_root(store: Store, home_trust: Path, fingerprint: str) -> None:
 def refresh(store: Store, home_trust: Path, *, expect_registry: str | None = None) -> TrustedRoster:
     """The newest roster, verified. Raises `TrustError` and other `VerificationError`s for what must not be believed,
     `StoreError` for the store's own trouble."""
-    with locked(home_trust):
-        pinned = read_pinned(home_trust)
-        source = _StoreFetcher(store)
-        with _as_our_errors(source, home_trust):
-            body = _follow(source, home_trust, pinned)
+    with updated(store, home_trust) as updater:
+        body = _fetch_roster(updater, home_trust)
         state = read_state(home_trust)
         version = read_local(home_trust, Targets).signed.version
     return _as_roster(body, version, min(state.expires.values()), expect_registry)
@@ -272,17 +269,26 @@ def _check_self_signed(body: bytes) -> None:
         raise UntrustedRoot("the root with this fingerprint is not signed by its own keys") from e
 
 
-def _follow(source: _StoreFetcher, home_trust: Path, pinned: bytes) -> bytes:
-    """The TUF client workflow; the bytes of the roster. Raises what python-tuf raises."""
-    updater = Updater(
-        str(home_trust),
-        layout.trust_metadata(""),
-        target_base_url=layout.trust_target(""),
-        fetcher=source,
-        config=LIMITS,
-        bootstrap=pinned,
-    )
-    updater.refresh()
+@contextlib.contextmanager
+def updated(store: Store, home_trust: Path) -> Iterator[Updater]:
+    """The TUF client workflow, done for the top-level roles. The folder stays locked; python-tuf's errors come out as ours."""
+    with locked(home_trust):
+        pinned = read_pinned(home_trust)
+        source = _StoreFetcher(store)
+        with _as_our_errors(source, home_trust):
+            updater = Updater(
+                str(home_trust),
+                layout.trust_metadata(""),
+                target_base_url=layout.trust_target(""),
+                fetcher=source,
+                config=LIMITS,
+                bootstrap=pinned,
+            )
+            updater.refresh()
+            yield updater
+
+
+def _fetch_roster(updater: Updater, home_trust: Path) -> bytes:
     info = updater.get_targetinfo(ROSTER_FILE)
     if info is None or info.length > MAX_DOCUMENT_BYTES:
         raise Malformed(f"the registry's targets have no {ROSTER_FILE} of at most {MAX_DOCUMENT_BYTES} bytes")

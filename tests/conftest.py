@@ -1,8 +1,8 @@
 """Fixtures for the real servers, and what happens when one is missing.
 
 Rules: a test that asks for a server which this machine has not got is skipped, and the skip says which one and how to get it; if
-`PTM_REQUIRE` (a comma-separated list of `docker` and `minio`) names it, the test fails instead. The last line of a run sums up.
-`image_registry` and `base_image` count as docker. No test finds credentials or a profile of the person who runs it.
+`PTM_REQUIRE` (a comma-separated list of `docker`, `minio` and `postgres`) names it, the test fails instead. The last
+line of a run sums up. `image_registry` and `base_image` count as docker. No test finds credentials or a profile of the person who runs it.
 
 How the servers are started stands in `servers.py`; this file does nothing but that in the form of fixtures.
 """
@@ -18,7 +18,7 @@ import pytest
 
 from tests import servers
 
-KINDS = {"minio": "minio", "docker_engine": "docker", "image_registry": "docker", "base_image": "docker"}
+KINDS = {"minio": "minio", "docker_engine": "docker", "image_registry": "docker", "base_image": "docker", "postgres": "postgres"}
 
 
 def pytest_configure() -> None:

@@ -6,6 +6,8 @@ Nodes run in this process (`Federation.node`), with the process runner or whatev
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +16,34 @@ from pathlib import Path
 
 from ptm import coordinator
 from ptm.client import Client
-from ptm.config import Home, Limits, NodeConfig, Policy, Profile, load_profile
+from ptm.config import Home, Limits, NodeConfig, Profile, load_profile
 from ptm.enrolment import join, write_request
 from ptm.keys import load_keys
 from ptm.model import Kind
+from ptm.node.policy import LoadedPolicy
+from ptm.node.rules import Policy
 from ptm.node.runner import Runner
 from ptm.node.runners import make_runner
 from ptm.node.watch import Node
 from ptm.registry import Registry, now_utc
 from ptm.store.base import Store
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A policy that was never in a file."""
+
+    loaded: LoadedPolicy
+
+    def current(self) -> LoadedPolicy:
+        return self.loaded
+
+
+def one_rule(images: str, **terms: object) -> Fixed:
+    """A policy of one rule for all images that match, with every data source; no images: an empty policy."""
+    rules = [{"images": [images], "data": ["*"], **terms}] if images else []
+    said = json.dumps(rules, sort_keys=True).encode()
+    return Fixed(LoadedPolicy(Policy.model_validate({"allow": rules}, strict=False), hashlib.sha256(said).hexdigest(), (1,)))
 
 
 @dataclass
@@ -78,12 +99,14 @@ class Federation:
         *,
         images: Mapping[str, Path] | None = None,
         allow: str = r".*",
+        rule: Mapping[str, object] | None = None,
         runner: Runner | None = None,
         home: Home | None = None,
         store: Store | None = None,
         **settings: object,
     ) -> Node:
-        """A node of a site. Without `runner` it is the process runner, with `images` as its folders."""
+        """A node of a site. Without `runner` it is the process runner, with `images` as its folders. `rule` adds to the policy's
+        one rule."""
         place = home or self.home(site)
         values: dict[str, object] = {
             "worker": f"{site}-1",
@@ -95,7 +118,7 @@ class Federation:
             "stop_grace_s": 5.0,
         }
         config = NodeConfig.model_validate(values | settings, strict=False)
-        policy = Policy.model_validate({"allow": [{"images": [allow]}] if allow else []}, strict=False)
+        policy = one_rule(allow, **(rule or {}))
         registry = Registry(place, load_profile(self.home(site)), store or self.store, load_keys(self.home(site).keys))
         return Node(place, registry, config, policy, runner or make_runner(config, registry.id, site, place))
 

@@ -35,7 +35,7 @@ import docker
 import docker.errors
 import pytest
 
-KINDS = frozenset({"docker", "minio"})
+KINDS = frozenset({"docker", "minio", "postgres"})
 BASE_IMAGE = "ptm-test/base:bookworm"
 SESSION_LABEL = "ptm-test.session"
 REGION = "us-east-1"
@@ -55,7 +55,7 @@ def required() -> set[str]:
     """The servers whose absence is a failure."""
     named = {name.strip() for name in os.environ.get("PTM_REQUIRE", "").split(",")} - {""}
     if unknown := named - KINDS:
-        raise pytest.UsageError(f"PTM_REQUIRE names {', '.join(sorted(unknown))}; it knows docker and minio")
+        raise pytest.UsageError(f"PTM_REQUIRE names {', '.join(sorted(unknown))}; it knows docker, minio and postgres")
     return named
 
 

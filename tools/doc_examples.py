@@ -23,6 +23,7 @@ from ptm import envelope, layout
 from ptm.model import (
     Cancel,
     Claim,
+    Decision,
     Document,
     Heartbeat,
     Kind,
@@ -37,6 +38,7 @@ from ptm.model import (
     SealedManifest,
     Task,
 )
+from ptm.notes import ImageApproval, Note
 from ptm.tasks import TaskRequest
 
 REGISTRY = "6f1c1a52-5d5e-4c1e-9b6b-2f0d3a7c9e10"
@@ -128,6 +130,8 @@ class Examples:
             ),
             self._signed(self.result, site, f"`{layout.result(site, task)}`"),
             self._signed(self._refusal(), site, f"`{layout.refusal(site, task, 0)}`"),
+            self._signed(self._note(), site, f"`{layout.note(site, task, 1, 'approved')}`"),
+            self._signed(self._image_approval(), site, f"`{layout.approval(site, IMAGE_DIGEST)}`"),
             self._signed(
                 self._cancel(),
                 "alice",
@@ -203,6 +207,9 @@ class Examples:
             outputs=(self._sealed("count.json"),),
             log=self._sealed("log.txt"),
             manifest=self._made["sealed"]["outputs"],
+            policy_sha256=hashlib.sha256(b"a policy").hexdigest(),
+            decided_by=(Decision(what="approved", by="J. Jansen", reason="study 12", time=NOW + timedelta(seconds=6)),),
+            audit_head=hashlib.sha256(b"an audit log").hexdigest(),
         )
 
     @property
@@ -219,6 +226,31 @@ class Examples:
             reason="the signature does not match: changed after it was signed, or never signed",
             hint=f"somebody changed the queue entry; `ptm task put --task {TASK_ID}` puts the signed task back",
             created=NOW + timedelta(seconds=5),
+        )
+
+    def _note(self) -> Note:
+        return Note(
+            registry=REGISTRY,
+            task=TASK_ID,
+            task_sha256=self._task_sha256,
+            user="alice",
+            site="maastro",
+            what="approved",
+            image_digest=IMAGE_DIGEST,
+            by="J. Jansen",
+            reason="study 12",
+            created=NOW + timedelta(seconds=6),
+        )
+
+    def _image_approval(self) -> ImageApproval:
+        return ImageApproval(
+            registry=REGISTRY,
+            site="maastro",
+            image=IMAGE,
+            image_digest=IMAGE_DIGEST,
+            by="J. Jansen",
+            reason="reviewed with the consortium",
+            created=NOW,
         )
 
     def _cancel(self) -> Cancel:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "registry": ("ptm.cli.registry:registry", "Make, show, probe and renew a registry."),
     "member": ("ptm.cli.member:member", "Ask for membership; admit, revoke and list members."),
     "join": ("ptm.cli.member:join", "Join a registry, pinning its root by fingerprint."),
+    "algorithm": ("ptm.cli.algorithm:algorithm", "Approve, withdraw, list and publish reviewed images."),
     "task": ("ptm.cli.task:task", "Put, list, show and cancel tasks."),
     "results": ("ptm.cli.results:results", "Fetch, list and verify results."),
     "node": ("ptm.cli.node:node", "Set up and run a site's node."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.arguments import name_and_value
+from ptm.cli.node_decide import COMMANDS as DECIDE
+from ptm.cli.node_policy import policy
 from ptm.cli.show import note
 from ptm.errors import UsageError
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 @click.group()
 def node() -> None:
     """Set up, check and run a site's node."""
+
+
+node.add_command(policy)
+for command in DECIDE:
+    node.add_command(command)
 
 
 @node.command()
@@ -33,7 +40,15 @@ def node() -> None:
     "--data",
     multiple=True,
     metavar="NAME=PATH|URL",
-    help="A data source: a file, a folder, or the URL of a SPARQL endpoint; repeat.",
+    help="A data source: a file or folder, http(s)://… (SPARQL), rest+http(s)://… (FHIR, REST), postgresql://USER@HOST/NAME, "
+    "or tcp://HOST:PORT; repeat.",
+)
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="The token or password of a data source: a file of mode 0600 that stays where it is; repeat.",
 )
 @click.option("--runner", type=click.Choice(["docker", "process"]), default="docker", show_default=True)
 @click.option("--unsafe-no-sandbox", is_flag=True, help="Confirm that the process runner does not protect this machine.")
@@ -51,7 +66,7 @@ def node() -> None:
     metavar="PREFIX=PREFIX",
     help="Get images whose name starts with the first from the second; repeat.",
 )
-@click.option("--gateway-image", metavar="NAME:TAG", help="Any image with python3; needed for SPARQL data sources.")
+@click.option("--gateway-image", metavar="NAME:TAG", help="Any image with python3; needed for data sources that are no files.")
 @click.option(
     "--pull",
     type=click.Choice(["always", "never"]),
@@ -88,6 +103,7 @@ def init(home: str | None, /, images: tuple[str, ...], data: tuple[str, ...], wo
         gateway_image=flags["gateway_image"],
         images=images,
         data=dict(_data(text) for text in data),
+        secrets_of=dict(_secret(text, data) for text in flags["secrets"]),
         mirrors=dict(name_and_value(text, "--mirror") for text in flags["mirrors"]),
         process_images={
             name: _folder(path) for name, path in (name_and_value(text, "--process-image") for text in flags["process_images"])
@@ -108,21 +124,26 @@ def check(home: str | None) -> None:
       ptm node check
     """
     from ptm.config import find_home
+    from ptm.node.credentials import check_source
     from ptm.node.runners import make_runner
-    from ptm.node.setup import load_node
+    from ptm.node.setup import check_sources, load_node
+    from ptm.node.trial import strangers
     from ptm.registry import Registry
 
     place = find_home(home)
-    config, policy = load_node(place)
-    click.echo(f"settings  ok: worker {config.worker}, {sum(len(rule.images) for rule in policy.allow)} allowed image pattern(s)")
+    config, loaded = load_node(place)
+    click.echo(f"settings  ok: worker {config.worker}")
+    check_sources(place, config, loaded)
+    click.echo(f"policy    ok: {len(loaded.policy.allow)} rule(s), SHA-256 {loaded.sha256[:12]}")
     registry = Registry.open(place)
     roster = registry.roster()
     member = roster.active(registry.me)
     click.echo(f"registry  ok: {registry.store.url}, roster version {roster.version}, valid until {roster.expires:%Y-%m-%d}")
     click.echo(f"member    ok: {member.name} ({member.kind})")
+    for rule, stranger in strangers(loaded, roster):
+        note(f"policy    note: {rule} names {stranger}, which the roster does not know (yet)")
     for name, source in config.data.items():
-        if source.kind == "file" and not source.path.exists():
-            raise UsageError(f"data source {name}: {source.path} is not there", hint=f"correct it in {place.node}")
+        check_source(name, source)
         click.echo(f"data      ok: {name}")
     make_runner(config, registry.id, registry.me, place).check()
     click.echo(f"runner    ok: {config.runner}")
@@ -136,7 +157,8 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     """Watch the site's queue and run what the policy allows.
 
     Runs until it gets SIGTERM or Ctrl-C: it then takes no new task, gives what it has a moment to finish, and leaves
-    running containers for its next start to go on with.
+    running containers for its next start to go on with. A changed policy.toml counts from the next task on; SIGHUP has
+    it read at once.
 
     \b
     Example:
@@ -146,16 +168,19 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     import threading
 
     from ptm.config import find_home
+    from ptm.node.policyfile import PolicyFile
     from ptm.node.runners import make_runner
     from ptm.node.setup import load_node
     from ptm.node.watch import Node
     from ptm.registry import Registry
 
     place = find_home(home)
-    config, policy = load_node(place)
+    config, _ = load_node(place)
+    policy = PolicyFile(place.policy)
     registry = Registry.open(place)
     _log_to_stderr(verbose)
     stop = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: policy.reload())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if config.runner == "process":
@@ -175,8 +200,15 @@ def _data(text: str) -> tuple[str, str]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
         raise UsageError(f"--data: {name!r} is not a name", hint="lower-case letters, digits and '-'")
     if "://" not in value and not Path(value).exists():
-        raise UsageError(f"--data {name}: {value} is not there", hint="give the path of a file or folder, or an http(s) URL")
+        raise UsageError(f"--data {name}: {value} is not there", hint="give the path of a file or folder, or a URL")
     return name, value
+
+
+def _secret(text: str, data: tuple[str, ...]) -> tuple[str, Path]:
+    name, value = name_and_value(text, "--secret")
+    if name not in [name_and_value(other, "--data")[0] for other in data]:
+        raise UsageError(f"--secret {name}: there is no --data of that name", hint="give both")
+    return name, Path(value)
 
 
 def _folder(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""`ptm registry`: make, show, probe and renew a registry."""
+"""`ptm registry`: make, show, probe and renew a registry; name its reviewers."""
 
 from __future__ import annotations
 
@@ -135,6 +135,8 @@ def show(home: str | None, as_json: bool) -> None:
 def renew(home: str | None, as_json: bool) -> None:
     """Sign the roster again, so that it does not expire. Once a week is plenty; monthly is the least.
 
+    A list of reviewed images that has its signatures is published on the way.
+
     \b
     Example:  ptm registry renew
     """
@@ -150,6 +152,42 @@ def renew(home: str | None, as_json: bool) -> None:
         print_json({"expires": {role: format_time(at) for role, at in expires.items()}})
         return
     print_table(("role", "expires"), [(role, format_time(at)) for role, at in expires.items()])
+
+
+@registry.command()
+@click.option("--add", multiple=True, metavar="MEMBER", help="Member who reviews from now on. May be given several times.")
+@click.option("--remove", multiple=True, metavar="MEMBER", help="Member who does not review any more.")
+@click.option("--threshold", type=click.IntRange(1), help="How many of them have to sign.  [default: as before]")
+@json_option
+@click.pass_obj
+def reviewers(home: str | None, add: tuple[str, ...], remove: tuple[str, ...], threshold: int | None, as_json: bool) -> None:
+    """Say who reviews images, and how many of them have to sign; without options, show it.
+
+    It takes effect at once. A list of reviewed images that lacks signatures by the new rule counts for nothing until the
+    reviewers have signed it again. See docs/reviewed-algorithms.md.
+
+    \b
+    Example:  ptm registry reviewers --add alice --add bob --add carol --threshold 2
+    """
+    from ptm import coordinator, reviewing
+    from ptm.config import find_home, load_profile
+    from ptm.registry import now_utc
+    from ptm.store.urls import open_store
+
+    where = find_home(home)
+    store = open_store(load_profile(where).registry)
+    if add or remove or threshold is not None:
+        coordinator.set_reviewers(store, where, add=add, remove=remove, threshold=threshold, now=now_utc())
+    desk = reviewing.look(store, where)
+    board = desk.reviewed.board
+    names = [desk.names[key] for key in board.keys] if board else []
+    if as_json:
+        print_json({"reviewers": names, "threshold": board.threshold if board else 0})
+        return
+    print_table(("reviewer",), [(name,) for name in names])
+    note(f"{board.threshold} of {len(names)} have to sign" if board else "nobody reviews images in this registry")
+    if desk.reviewed.lapsed and desk.reviewed.trouble:
+        note(f"ptm: warning: {desk.reviewed.trouble}: no image counts as reviewed until they sign again")
 
 
 @registry.command("rotate-root")

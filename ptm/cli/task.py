@@ -30,6 +30,7 @@ def task() -> None:
 )
 @click.option("--data", multiple=True, metavar="NAME", help="A data source to ask the sites for; repeat for several.")
 @click.option("--purpose", default=None, help="What it is for; the site's steward reads this.")
+@click.option("--study", metavar="NAME", help="The study it belongs to; a site may allow some studies only.")
 @click.option("--expires", metavar="DURATION", help="When it lapses if not run: 90m, 12h, 7d, 2w.")
 @click.option("--command", "command_text", metavar="WORDS", help="Arguments for the image, split as a shell would.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the container. Not secret: it travels in clear.")
@@ -115,8 +116,15 @@ def show(home: str | None, /, task_id: str, as_json: bool) -> None:
         sites = [{"site": s.site, "state": s.state, "reason": s.reason} for s in states]
         print_json(found.model_dump(mode="json", exclude={"inputs", "manifest"}, exclude_none=True) | {"states": sites})
         return
-    for label, value in (("task", found.id), ("image", found.image), ("purpose", found.purpose), ("data", ", ".join(found.data))):
-        click.echo(f"{label:8} {clean(value)}")
+    shown = {
+        "task": found.id,
+        "image": found.image,
+        "purpose": found.purpose,
+        "study": found.study,
+        "data": ", ".join(found.data),
+    }
+    for label, value in shown.items():
+        click.echo(f"{label:8} {clean(value or '')}")
     click.echo(f"{'expires':8} {found.expires:%Y-%m-%d %H:%M} UTC")
     click.echo()
     print_table(("site", "state", "reason"), ((s.site, s.state, s.reason) for s in states))
@@ -185,6 +193,7 @@ def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "sites": tuple(flags["sites"]),
         "expires": flags["expires"],
         "purpose": flags["purpose"],
+        "study": flags["study"],
         "command": words,
         "env": dict(name_and_value(text, "--env") for text in flags["env"]),
         "workdir": flags["workdir"],

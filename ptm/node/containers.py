@@ -4,44 +4,43 @@ The engine holds all state: a run is found again by its name and labels after a 
 start of it impossible. Files go in and out as tar streams, so the engine may be another machine's (data sources and the
 gateway's sockets then have to be there). An engine that is away is waited for.
 
-What this does not do: hold a run to its disk limit exactly (it is measured every few seconds), count what is written to a
-volume that the image itself declares (it goes with the container), or stop the clock of a run while the node is down (the limit
-is late by then).
+What this does not do: hold a run to its disk limit exactly (it is measured every few seconds; only one file alone never gets
+larger), or stop the clock of a run while the node is down (the limit is late by then).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ptm.config import FileSource, Home, Limits, NodeConfig, SparqlSource
+from ptm.config import FileSource, Home, Limits, NodeConfig
 from ptm.errors import RunnerError
-from ptm.image import ImageRef, parse_image
-from ptm.node import gateway, sandbox
-from ptm.node.contract import OUTPUT_DIR, exit_reason
+from ptm.image import ImageRef
+from ptm.model import DataUse
+from ptm.node import sandbox
+from ptm.node.contract import OUTPUT_DIR, ROOT, exit_reason
 from ptm.node.docker import PATIENCE_S, SEE_LOG, Conflict, Engine, EngineAway, EngineRefused, Missing, parse_time, patiently
-from ptm.node.images import engine_name, pull_trouble, repo_digest
-from ptm.node.outputs import input_tar, take_tar, write_log
+from ptm.node.imagestore import Images
+from ptm.node.outputs import input_tar, scratch_tar, take_tar, write_log
 from ptm.node.runner import Exit, Interrupt, ResolvedImage, RunSpec
+from ptm.node.sidecar import Sidecars
 
 log = logging.getLogger("ptm.node")
 State = dict[str, Any]
-Event = dict[str, Any]
 Ask = Callable[[], Interrupt | None]
 
-PULL_STALL_S = 600
-"""How long a pull may go without any sign of progress."""
-GATEWAY_START_S = 20
 KILL_S = 60
-SIZE_EVERY_S = 10
+SIZE_EVERY_S = 3
+SIZE_SHARE = 20
+"""Measuring takes at most this part of the time (one in so many), on an engine where it is slow."""
+ORPHAN_AGE = timedelta(days=1)
+"""A container of no known task that is younger may be one that is just being started."""
 TAKEN = "this task has a container at this site already"
 TAKEN_HINT = "`docker ps --all` shows it to the site"
 
@@ -55,76 +54,35 @@ class DockerRunner:
     def __init__(self, config: NodeConfig, registry: str, site: str, home: Home) -> None:
         self._config, self._registry, self._site, self._home = config, registry, site, home
         self._user = _user(config.run_as)
-        self._gateways = gateway.Gateways()
         self._engine = Engine()
+        self._images = Images(self._engine, config, home)
+        self._sidecars = Sidecars(self._engine, self._images, config, home, self._user)
 
     def check(self) -> None:
         self._engine.ping()
 
     def close(self) -> None:
         """Let go of the engine and end the gateways. Runs go on; a gateway is back with `find`."""
-        self._gateways.close()
+        self._sidecars.close()
         self._engine.close()
-
-    # --- images ---
 
     def resolve(self, image: ImageRef, interrupted: Ask = lambda: None) -> ResolvedImage:
         """`interrupted` ends the wait for a pull with a `RunnerError`."""
-        name, reference = self._reference(image)
-        if self._config.pull == "never":
-            return self._local(image, name, reference)
-        pulled = self._pull(image, name, interrupted)
-        found = self._engine.image(f"{name}@{pulled}" if pulled else reference)
-        digest = pulled or repo_digest(found.get("RepoDigests") or (), name, image.digest)
-        return _resolved(image, digest, str(found["Id"]))
+        return self._images.resolve(image, interrupted)
 
-    def _reference(self, image: ImageRef) -> tuple[str, str]:
-        """The engine's name for an image, without and with the tag or digest."""
-        name = engine_name(image, self._config.mirrors)
-        return name, f"{name}@{image.digest}" if image.digest else f"{name}:{image.tag}"
-
-    def _local(self, image: ImageRef, name: str, reference: str) -> ResolvedImage:
-        """An image that the engine has already; one that never saw a registry goes by its id."""
+    def sweep(self, keep: Collection[str]) -> None:
         try:
-            found = self._engine.image(reference)
-        except Missing as e:
-            found = self._engine_id(image, e)
-        identity = str(found["Id"])
-        digests = [*(found.get("RepoDigests") or ()), f"@{identity}"]
-        return _resolved(image, repo_digest(digests, name, image.digest), identity)
-
-    def _engine_id(self, image: ImageRef, missing: Missing) -> dict[str, Any]:
-        """An image whose digest is the engine's own id of it."""
-        with suppress(Missing):
-            if image.digest is not None:
-                return self._engine.image(image.digest)
-        raise RunnerError(
-            f"the site has no image {image.label} and does not pull", hint='pull = "never" in its node.toml'
-        ) from missing
-
-    def _pull(self, image: ImageRef, name: str, interrupted: Ask) -> str | None:
-        """Pull, and return the digest of what came if the engine tells. In a thread of its own, so that a stuck pull can be
-        left."""
-        events: queue.Queue[Event | RunnerError | None] = queue.Queue()
-        threading.Thread(target=self._pull_into, args=(image, name, events), name="ptm-pull", daemon=True).start()
-        digest = None
-        for event in _until_stalled(image.label, events, interrupted):
-            if "error" in event:
-                raise _pull_failed(image, name, str(event["error"]))
-            status = str(event.get("status", ""))
-            if status.startswith("Digest: sha256:"):
-                digest = status.removeprefix("Digest: ")
-        return digest
-
-    def _pull_into(self, image: ImageRef, name: str, events: queue.Queue[Event | RunnerError | None]) -> None:
-        try:
-            for event in self._engine.pull(name, image.digest or image.tag or "latest"):
-                events.put(event)
-            events.put(None)
-        except EngineRefused as e:
-            events.put(_pull_failed(image, name, e.said))
+            self._images.sweep(datetime.now(UTC))
+            mine = self._names("").labels(sandbox.RUN)
+            of_me = {name: mine[name] for name in ("ptm.registry", "ptm.site", "ptm.worker")}
+            for found in self._engine.made_before(of_me, self._engine.now() - ORPHAN_AGE):
+                task = found["Labels"].get("ptm.task", "")
+                if task not in keep:
+                    log.warning("task %s: nobody knows of its container any more; removed", task)
+                    self._remove_both(self._names(task), str(found["Id"]))
+                    self._sidecars.stop(self._names(task))
         except RunnerError as e:
-            events.put(e)
+            log.warning("what is not needed any more could not be removed: %s", e)
 
     # --- a run ---
 
@@ -133,20 +91,28 @@ class DockerRunner:
         self._clear_leftovers(names)
         made: list[str] = []
         try:
-            network = self._start_gateway(spec, names, made)
-            config = sandbox.run_config(spec, image.handle, self._user, names, network)
+            network = self._sidecars.start(spec, names, made)
+            config = sandbox.run_config(spec, image.handle, self._user, names, network, self._config.read_only_root)
             made.append(self._engine.create(names.run, config))
-            self._engine.put(made[-1], input_tar(spec.inputs, *self._user))
+            self._fill(made[-1], spec.inputs)
             self._engine.start(made[-1])
         except BaseException as e:
             for handle in reversed(made):
                 with suppress(RunnerError):
                     self._engine.remove(handle)
-            self._gateways.stop(spec.task, self._gateway_folder(spec.task))
+            self._sidecars.stop(names)
             if isinstance(e, EngineRefused):
                 raise _start_trouble(e, spec) from e
             raise
         return made[-1]
+
+    def _fill(self, handle: str, inputs: Path) -> None:
+        """Put the inputs in. Into a read-only root an engine puts nothing, but it does into volumes."""
+        if not self._config.read_only_root:
+            self._engine.put(handle, "/", input_tar(inputs, *self._user))
+            return
+        self._engine.put(handle, ROOT, input_tar(inputs, *self._user, root="."))
+        self._engine.put(handle, sandbox.SCRATCH, scratch_tar())
 
     def _clear_leftovers(self, names: sandbox.Names) -> None:
         """A crash amid a start leaves a container that never ran, or a sidecar alone. A container that ran is a run, and
@@ -175,7 +141,8 @@ class DockerRunner:
             try:
                 if why == "canceled":
                     return self._kill(handle, "canceled", why)
-                state = self._engine.inspect(handle)["State"]
+                found = self._engine.inspect(handle)
+                state = found["State"]
                 if not state["Running"]:
                     return _ended(state, limits)
                 if deadline is None:
@@ -183,9 +150,10 @@ class DockerRunner:
                 if time.monotonic() >= deadline:
                     return self._kill(handle, f"time limit of {limits.time_s} s reached")
                 if time.monotonic() >= size_due:
-                    if self._engine.written(handle) > limits.disk_gb * 1024**3:
+                    begun = time.monotonic()
+                    if self._written(handle, found) > limits.disk_gb * 1024**3:
                         return self._kill(handle, f"disk limit of {limits.disk_gb:g} GB reached")
-                    size_due = time.monotonic() + SIZE_EVERY_S
+                    size_due = time.monotonic() + max(SIZE_EVERY_S, SIZE_SHARE * (time.monotonic() - begun))
                 away_until = None
             except Missing as e:
                 raise RunnerError(
@@ -197,6 +165,11 @@ class DockerRunner:
                     raise
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
+
+    def _written(self, handle: str, found: State) -> int:
+        """Bytes in the container's own layer and in its volumes, those that the image declares among them."""
+        volumes = {str(mount["Name"]) for mount in found.get("Mounts") or () if mount.get("Type") == "volume"}
+        return self._engine.written(handle) + (self._engine.in_volumes(volumes) if volumes else 0)
 
     def _elapsed(self, state: State) -> float:
         """Seconds since the run's start, both times by the engine's clock."""
@@ -230,7 +203,14 @@ class DockerRunner:
         with suppress(Missing):
             names = self._names(patiently(lambda: self._engine.inspect(handle))["Config"]["Labels"]["ptm.task"])
             patiently(lambda: self._remove_both(names, handle))
-            self._gateways.stop(names.task, self._gateway_folder(names.task))
+            self._sidecars.stop(names)
+
+    def usage(self, handle: str) -> tuple[DataUse, ...]:
+        try:
+            labels = patiently(lambda: self._engine.inspect(handle))["Config"]["Labels"]
+        except Missing:
+            return ()
+        return self._sidecars.usage(self._names(labels["ptm.task"]), labels)
 
     def find(self, task: str) -> str | None:
         """A container that was made and never started is removed, and not found."""
@@ -243,56 +223,8 @@ class DockerRunner:
             patiently(lambda: self._remove_both(names, names.run))
             return None
         if found["State"]["Running"]:
-            self._serve_again(task, found["Config"]["Labels"])
+            self._sidecars.serve_again(names, found["Config"]["Labels"])
         return str(found["Id"])
-
-    # --- the gateway ---
-
-    def _start_gateway(self, spec: RunSpec, names: sandbox.Names, made: list[str]) -> str:
-        """The network of a run: none, or the namespace of a sidecar through which it reaches its SPARQL sources."""
-        urls = {name: source.url for name, source in spec.data.items() if isinstance(source, SparqlSource)}
-        if not urls:
-            return "none"
-        ports = gateway.ports(urls)
-        sockets = gateway.make_folder(self._gateway_folder(spec.task))
-        self._gateways.serve(spec.task, sockets, {port: urls[name] for name, port in ports.items()})
-        config = sandbox.gateway_config(self._gateway_image(), self._user, names, str(sockets), list(ports.values()))
-        made.append(self._engine.create(names.gateway, config))
-        self._engine.start(made[-1])
-        self._wait_until_ready(made[-1])
-        return f"container:{made[-1]}"
-
-    def _wait_until_ready(self, sidecar: str) -> None:
-        deadline = time.monotonic() + GATEWAY_START_S
-        while gateway.READY not in (said := self._engine.log(sidecar, b"".join)):
-            if time.monotonic() > deadline or not self._engine.inspect(sidecar)["State"]["Running"]:
-                log.warning("the gateway's sidecar said: %s", said[-2000:].decode(errors="replace"))
-                raise RunnerError("the site's gateway did not start", hint="gateway_image in node.toml has to have python3")
-            time.sleep(0.05)
-
-    def _gateway_image(self) -> str:
-        if self._config.gateway_image is None:
-            raise RunnerError(
-                "the site has no gateway for SPARQL sources", hint="gateway_image in its node.toml: any image with python3"
-            )
-        image = parse_image(self._config.gateway_image)
-        try:
-            return self._local(image, *self._reference(image)).handle
-        except EngineAway:
-            raise
-        except RunnerError:
-            return self.resolve(image).handle
-
-    def _serve_again(self, task: str, labels: dict[str, str]) -> None:
-        """After a restart of the node, with what its configuration grants now."""
-        names = [name for name in labels.get(sandbox.SPARQL_LABEL, "").split(",") if name]
-        sources = {port: self._config.data.get(name) for name, port in gateway.ports(names).items()}
-        urls = {port: source.url for port, source in sources.items() if isinstance(source, SparqlSource)}
-        if urls:
-            self._gateways.serve(task, gateway.make_folder(self._gateway_folder(task)), urls)
-
-    def _gateway_folder(self, task: str) -> Path:
-        return self._home.spool / task / "gateway"
 
     def _names(self, task: str) -> sandbox.Names:
         return sandbox.Names(self._registry, self._site, self._config.worker, task)
@@ -304,42 +236,6 @@ def _user(run_as: str | None) -> tuple[int, int]:
         user, _, group = run_as.partition(":")
         return int(user), int(group)
     return (os.getuid(), os.getgid()) if os.getuid() != 0 else sandbox.NOBODY
-
-
-def _resolved(image: ImageRef, digest: str | None, handle: str) -> ResolvedImage:
-    if digest is None:
-        raise RunnerError(f"the engine does not tell the digest of {image.label}", hint=SEE_LOG)
-    if image.digest is not None and digest != image.digest:
-        raise RunnerError(f"the engine has another image for {image.label} than the digest that was asked for", hint=SEE_LOG)
-    return ResolvedImage(digest, handle)
-
-
-def _until_stalled(label: str, events: queue.Queue[Event | RunnerError | None], interrupted: Ask) -> Iterator[Event]:
-    """The events of a pull up to its end; an error if it fails, comes to a halt or is interrupted."""
-    seen = time.monotonic()
-    while True:
-        try:
-            event = events.get(timeout=0.5)
-        except queue.Empty:
-            event = {}
-        if event is None:
-            return
-        if isinstance(event, RunnerError):
-            raise event
-        if interrupted() is not None:
-            raise RunnerError(f"the pull of {label} was interrupted")
-        if event:
-            seen = time.monotonic()
-            yield event
-        elif time.monotonic() - seen > PULL_STALL_S:
-            raise RunnerError(
-                f"the pull of {label} made no progress for {PULL_STALL_S} s", hint="the site should look at its network"
-            )
-
-
-def _pull_failed(image: ImageRef, name: str, said: str) -> RunnerError:
-    log.warning("pull of %s as %s: %s", image.label, name, said)
-    return pull_trouble(image.label, said)
 
 
 def _start_trouble(error: EngineRefused, spec: RunSpec) -> RunnerError:

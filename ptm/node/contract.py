@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ptm.config import FileSource, SparqlSource
+from ptm.config import DataSource, FileSource, HttpSource, SparqlSource
 
 ROOT = "/ptm"
 INPUT_DIR = f"{ROOT}/input"
@@ -30,18 +30,17 @@ class Places:
     data: Mapping[str, str]
 
 
-def container_places(data: Mapping[str, FileSource | SparqlSource], endpoints: Mapping[str, str]) -> Places:
-    """The places in a container. `endpoints` gives the URL at which the container reaches each SPARQL source."""
+def container_places(data: Mapping[str, DataSource], endpoints: Mapping[str, str]) -> Places:
+    """The places in a container. `endpoints` gives the URL at which the container reaches each source that is no file."""
     shown = {name: f"{DATA_DIR}/{name}" if isinstance(source, FileSource) else endpoints[name] for name, source in data.items()}
     return Places(INPUT_DIR, OUTPUT_DIR, "/tmp", shown)  # noqa: S108 - in the container
 
 
-def environment(
-    task: str, site: str, data: Mapping[str, FileSource | SparqlSource], places: Places, asked: Mapping[str, str]
-) -> dict[str, str]:
+def environment(task: str, site: str, data: Mapping[str, DataSource], places: Places, asked: Mapping[str, str]) -> dict[str, str]:
     """All variables of a run: those that the task asked for (`asked`), and over them those of the contract.
 
-    `SPARQL_ENDPOINT` and `DATABASE_URI` are the first source of their kind, in the order in which the task names them.
+    `SPARQL_ENDPOINT` is the first SPARQL source, `DATABASE_URI` the first file, folder or database, in the order in which the
+    task names them.
     """
     env = {
         "PTM_TASK": task,
@@ -52,7 +51,8 @@ def environment(
     }
     for name, source in data.items():
         env[data_variable(name)] = places.data[name]
-        env.setdefault("SPARQL_ENDPOINT" if isinstance(source, SparqlSource) else "DATABASE_URI", places.data[name])
+        if not isinstance(source, HttpSource):
+            env.setdefault("SPARQL_ENDPOINT" if isinstance(source, SparqlSource) else "DATABASE_URI", places.data[name])
     return {**asked, **env}
 
 

@@ -14,7 +14,7 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -95,10 +95,10 @@ class Engine:
         with self._calls("make a container") as api:
             return str(api.create_container_from_config(config, name)["Id"])  # type: ignore[no-untyped-call]
 
-    def put(self, handle: str, tar: Iterator[bytes]) -> None:
-        """Unpack a tar stream in the container's root."""
+    def put(self, handle: str, path: str, tar: Iterator[bytes]) -> None:
+        """Unpack a tar stream in a folder of the container."""
         with self._calls("take the inputs") as api:
-            api.put_archive(handle, "/", tar)
+            api.put_archive(handle, path, tar)
 
     def start(self, handle: str) -> None:
         with self._calls("start a container") as api:
@@ -113,6 +113,15 @@ class Engine:
         with self._calls("measure a container") as api:
             listed = api.containers(all=True, size=True, filters={"id": handle})
         return int(listed[0].get("SizeRw") or 0) if listed else 0
+
+    def in_volumes(self, names: Collection[str]) -> int:
+        """Bytes in these volumes. 0 if the engine is measuring already, as an old one says, or cannot tell."""
+        try:
+            with self._calls("measure its volumes") as api:
+                listed = api.df().get("Volumes") or ()
+        except EngineRefused:
+            return 0
+        return sum(max(0, int((v.get("UsageData") or {}).get("Size") or 0)) for v in listed if v.get("Name") in names)
 
     def kill(self, handle: str) -> None:
         """No error if it does not run (any more)."""
@@ -149,6 +158,21 @@ class Engine:
                 forcerm=True,
                 decode=True,
             )
+
+    def image_ids(self) -> set[str]:
+        with self._calls("list the images") as api:
+            return {str(found["Id"]) for found in api.images()}
+
+    def remove_image(self, reference: str) -> None:
+        """Take a name off an image, and the image with its last name. No error if it is gone; `Conflict` if it is in use."""
+        with contextlib.suppress(Missing), self._calls("remove an image") as api:
+            api.remove_image(reference)
+
+    def made_before(self, labels: Mapping[str, str], when: datetime) -> list[dict[str, Any]]:
+        """Containers with all of these labels that were made before a time by the engine's clock, running or not."""
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        with self._calls("list the containers") as api:
+            return [dict(found) for found in api.containers(all=True, filters=filters) if found["Created"] < when.timestamp()]
 
     def labelled(self, label: str) -> list[str]:
         """Handles of all containers with a label (`name=value`), running or not."""

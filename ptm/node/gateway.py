@@ -1,54 +1,44 @@
-"""The gateway: how a container without any network reaches the one SPARQL endpoint it was granted, and nothing else.
+"""The gateway: how a container without any network reaches the data sources it was granted, and nothing else.
 
 The container shares the network namespace of a tiny sidecar container, in which there is only loopback: no bridge, no DNS, no
-host. In the sidecar `FORWARDER` listens on 127.0.0.1 and passes each connection on to a unix socket that is mounted from the
-node. At the other end of that socket the node (`Gateways`) answers GET and POST for exactly one path, asks the configured
-endpoint, and streams the answer back. Redirects are not followed, few headers pass in either direction, sizes are bounded.
+host. In the sidecar `FORWARDER` listens on one port of 127.0.0.1 for each source, and passes every connection on to a unix socket
+that is mounted from the node. At the other end of that socket the node (`Gateways`) serves exactly one source: SPARQL and HTTP by
+`ptm.node.gateway_http`, PostgreSQL and plain TCP by `ptm.node.gateway_tcp`. It adds the site's credentials, bounds what passes
+and counts it (`ptm.node.meter`).
 
-What this does not do (yet): other sources than SPARQL, credentials, a look into the query. The node and the engine must share a
-file system, for the socket.
+The node and the engine must share the folder that holds the sockets, under one path (`gateway_folder` in node.toml if the node
+is itself in a container).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Protocol, TypeVar
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector, web
 from yarl import URL
 
+from ptm.config import GatewaySource, HttpSource, PostgresSource, SparqlSource
 from ptm.errors import RunnerError
+from ptm.model import DataUse
+from ptm.node.gateway_http import serve_http
+from ptm.node.gateway_tcp import serve_tcp
+from ptm.node.meter import Meter, read_use
 
-log = logging.getLogger("ptm.node")
 Answer = TypeVar("Answer")
 
 MOUNT = "/ptm-gateway"
 """Where the sidecar finds the sockets."""
 FIRST_PORT = 3030
 READY = b"ready"
-MAX_QUERY_BYTES = 16 * 1024 * 1024
-MAX_ANSWER_BYTES = 1024**3
-CHUNK = 64 * 1024
-CONNECT_S = 10
 CALL_S = 30
-_ASK_HEADERS = (
-    "Accept",
-    "Accept-Charset",
-    "Accept-Encoding",
-    "Accept-Language",
-    "Content-Type",
-    "Content-Encoding",
-    "User-Agent",
-)
-_ANSWER_HEADERS = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Length")
+MAX_CONNECTIONS = 32
+"""At once, to one source. The sidecar closes what is above, so that a run cannot use up the node's file descriptors."""
 
 FORWARDER = """
 import asyncio, sys
@@ -63,18 +53,26 @@ async def copy(source, sink):
         sink.close()
 
 def forward(path):
+    free = int(sys.argv[1])
     async def connected(reader, writer):
+        nonlocal free
+        if free < 1:
+            writer.transport.abort()
+            return
+        free -= 1
         try:
             node_reader, node_writer = await asyncio.open_unix_connection(path)
             await asyncio.gather(copy(reader, node_writer), copy(node_reader, writer))
             node_writer.close()
         except OSError:
             pass
+        finally:
+            free += 1
         writer.close()
     return connected
 
 async def main():
-    for argument in sys.argv[1:]:
+    for argument in sys.argv[2:]:
         port, path = argument.split("=", 1)
         await asyncio.start_server(forward(path), "127.0.0.1", int(port))
     print("ready", flush=True)
@@ -82,7 +80,8 @@ async def main():
 
 asyncio.run(main())
 """
-"""Runs in the sidecar as `python3 -c FORWARDER PORT=SOCKET …`; needs the standard library of any python3 from 3.8 on."""
+"""Runs in the sidecar as `python3 -c FORWARDER CONNECTIONS PORT=SOCKET …`; needs the standard library of any python3 from 3.8
+on."""
 
 
 def ports(names: Iterable[str]) -> dict[str, int]:
@@ -90,14 +89,18 @@ def ports(names: Iterable[str]) -> dict[str, int]:
     return {name: FIRST_PORT + number for number, name in enumerate(sorted(names))}
 
 
-def inside_url(port: int, endpoint: str) -> str:
-    """The URL at which the container finds the endpoint."""
-    return f"http://127.0.0.1:{port}{_path(endpoint)}"
+def inside_url(port: int, source: GatewaySource) -> str:
+    """The URL at which the container finds a source. It tells nothing of where that is, but for an HTTP URL's path."""
+    if isinstance(source, SparqlSource | HttpSource):
+        return f"http://127.0.0.1:{port}{URL(source.url).raw_path or '/'}"
+    if isinstance(source, PostgresSource):
+        return f"postgresql://ptm@127.0.0.1:{port}/ptm"
+    return f"tcp://127.0.0.1:{port}"
 
 
 def forwarder_arguments(open_ports: Iterable[int]) -> list[str]:
     """What the sidecar's python3 is started with."""
-    return ["-c", FORWARDER, *(f"{port}={MOUNT}/{port}.sock" for port in open_ports)]
+    return ["-c", FORWARDER, str(MAX_CONNECTIONS), *(f"{port}={MOUNT}/{port}.sock" for port in open_ports)]
 
 
 def make_folder(folder: Path) -> Path:
@@ -111,47 +114,78 @@ def make_folder(folder: Path) -> Path:
     return inner
 
 
+def usage(folder: Path, names: Iterable[str]) -> tuple[DataUse, ...]:
+    """What a run has had so far from its sources, by the (outer) folder of its gateway."""
+    return read_use(folder / "use", sorted(names))
+
+
+class Served(Protocol):
+    """One source on its socket."""
+
+    async def close(self) -> None: ...
+
+
+class _Run:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.served: list[Served] = []
+
+
 class Gateways:
     """The node's end of all gateways: one thread with one event loop, started with the first. Safe for several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: dict[str, list[web.AppRunner]] = {}
+        self._running: dict[str, _Run] = {}
 
-    def serve(self, run: str, folder: Path, endpoints: Mapping[int, str]) -> None:
-        """Answer for the endpoints (port → URL) of a run on sockets in the inner `folder`. No effect if it is served already."""
+    def serve(self, run: str, folder: Path, sources: Mapping[str, GatewaySource], granted: Iterable[str] | None = None) -> None:
+        """Serve the sources of a run on sockets in the inner folder of `folder`. No effect if it is served already.
+
+        `granted`: all names that the run was started with, if some of them are no more in `sources`; they keep their ports.
+        """
+        names = sorted(sources if granted is None else granted)
         with self._lock:
             if run in self._running:
                 return
-            runners: list[web.AppRunner] = []
             try:
-                for port, endpoint in endpoints.items():
-                    runners.append(self._call(_serve(_listen(folder, f"{port}.sock"), endpoint)))
+                inner = make_folder(folder)
+                new = _Run(Meter(folder / "use", names))
             except OSError as e:
-                self._stop(runners)
                 raise RunnerError(f"the gateway could not be started: {e.strerror}") from e
-            self._running[run] = runners
+            try:
+                for name, port in ports(names).items():
+                    if name in sources:
+                        served = _serve(_listen(inner, f"{port}.sock"), name, sources[name], new.meter)
+                        new.served.append(self._call(served))
+            except BaseException as e:
+                self._stop(new)
+                if isinstance(e, OSError):
+                    raise RunnerError(f"the gateway could not be started: {e.strerror}") from e
+                raise
+            self._running[run] = new
 
     def stop(self, run: str, folder: Path) -> None:
         """End a run's gateway and remove its (outer) folder. No error if there is none."""
         with self._lock:
-            self._stop(self._running.pop(run, []))
+            if run in self._running:
+                self._stop(self._running.pop(run))
         shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """End all, leaving the folders for the next start of this node."""
         with self._lock:
-            for runners in self._running.values():
-                self._stop(runners)
+            for run in self._running.values():
+                self._stop(run)
             self._running.clear()
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
 
-    def _stop(self, runners: list[web.AppRunner]) -> None:
-        for runner in runners:
-            self._call(runner.cleanup())
+    def _stop(self, run: _Run) -> None:
+        for served in run.served:
+            self._call(served.close())
+        run.meter.close()
 
     def _call(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         if self._loop is None:
@@ -180,115 +214,7 @@ def _listen(folder: Path, name: str) -> socket.socket:
         os.close(descriptor)
 
 
-async def _serve(listener: socket.socket, endpoint: str) -> web.AppRunner:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", _forwarder(endpoint))
-    app.cleanup_ctx.append(_session)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
-    return runner
-
-
-_SESSION: web.AppKey[ClientSession] = web.AppKey("session", ClientSession)
-
-
-async def _session(app: web.Application) -> AsyncIterator[None]:
-    timeout = ClientTimeout(total=None, sock_connect=CONNECT_S)
-    async with ClientSession(
-        connector=TCPConnector(limit=16), timeout=timeout, auto_decompress=False, trust_env=False
-    ) as session:
-        app[_SESSION] = session
-        yield
-
-
-def _forwarder(endpoint: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    path = _path(endpoint)
-
-    async def forward(request: web.Request) -> web.StreamResponse:
-        if request.rel_url.raw_path != path:
-            return web.Response(status=404, text=f"this gateway leads to {path} only\n")
-        if request.method not in ("GET", "POST"):
-            return web.Response(status=405, text="this gateway takes GET and POST only\n", headers={"Allow": "GET, POST"})
-        if (request.content_length or 0) > MAX_QUERY_BYTES:
-            return _too_long()
-        body = _Body(request)
-        try:
-            return await _ask(request, endpoint, body)
-        except (ClientError, TimeoutError, OSError) as e:
-            if body.too_long:
-                return _too_long()
-            log.warning("the SPARQL endpoint %s does not answer: %s", endpoint, e or type(e).__name__)
-            return web.Response(status=502, text="the site's endpoint does not answer\n")
-
-    return forward
-
-
-async def _ask(request: web.Request, endpoint: str, body: _Body) -> web.StreamResponse:
-    """Put the request to the endpoint, and stream its answer back."""
-    headers = {name: request.headers[name] for name in _ASK_HEADERS if name in request.headers}
-    data = body.chunks() if request.method == "POST" else None
-    target = _target(endpoint, request.rel_url.raw_query_string)
-    async with request.app[_SESSION].request(request.method, target, headers=headers, data=data, allow_redirects=False) as reply:
-        if 300 <= reply.status < 400:
-            return web.Response(
-                status=502, text="the site's endpoint redirects to elsewhere, which this gateway does not follow\n"
-            )
-        answer = web.StreamResponse(status=reply.status)
-        answer.headers.update({name: reply.headers[name] for name in _ANSWER_HEADERS if name in reply.headers})
-        await answer.prepare(request)
-        await _copy(reply, answer, request)
-        return answer
-
-
-async def _copy(reply: ClientResponse, answer: web.StreamResponse, request: web.Request) -> None:
-    sent = 0
-    try:
-        async for chunk in reply.content.iter_chunked(CHUNK):
-            sent += len(chunk)
-            if sent > MAX_ANSWER_BYTES:
-                log.warning("an answer of more than %d bytes was broken off", MAX_ANSWER_BYTES)
-                _break_off(request)
-                return
-            await answer.write(chunk)
-    except (ClientError, TimeoutError, OSError) as e:
-        log.warning("an answer was broken off: %s", e or type(e).__name__)
-        _break_off(request)
-
-
-def _break_off(request: web.Request) -> None:
-    """End the connection in the middle: the container must see that this was not the whole answer."""
-    if request.transport is not None:
-        request.transport.abort()
-
-
-class _Body:
-    """What the container sends, counted on its way."""
-
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
-        self.too_long = False
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        size = 0
-        async for chunk in self._request.content.iter_chunked(CHUNK):
-            size += len(chunk)
-            if size > MAX_QUERY_BYTES:
-                self.too_long = True
-                raise ConnectionAbortedError("the query is too long")
-            yield chunk
-
-
-def _too_long() -> web.Response:
-    return web.Response(status=413, text=f"a query may have {MAX_QUERY_BYTES} bytes\n")
-
-
-def _path(endpoint: str) -> str:
-    return URL(endpoint).raw_path or "/"
-
-
-def _target(endpoint: str, query: str) -> URL:
-    """The endpoint with the container's query string, after the site's own if it has one."""
-    parts = urlsplit(str(URL(endpoint)))
-    together = "&".join(part for part in (parts.query, query) if part)
-    return URL(parts._replace(query=together, fragment="").geturl(), encoded=True)
+async def _serve(listener: socket.socket, name: str, source: GatewaySource, meter: Meter) -> Served:
+    if isinstance(source, SparqlSource | HttpSource):
+        return await serve_http(listener, name, source, meter)
+    return await serve_tcp(listener, name, source, meter)

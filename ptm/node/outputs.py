@@ -206,17 +206,29 @@ class BoundedLog:
         return not self._cut
 
 
-def input_tar(inputs: Path, uid: int, gid: int) -> Iterator[bytes]:
-    """A tar stream with `ptm/input/` (files 0444) and an empty `ptm/output/` (0700), both the run's user's; constant memory."""
-    yield _header("ptm", tarfile.DIRTYPE, 0o755, (0, 0))
-    yield _header("ptm/input", tarfile.DIRTYPE, 0o755, (uid, gid))
-    yield _header("ptm/output", tarfile.DIRTYPE, 0o700, (uid, gid))
+def input_tar(inputs: Path, uid: int, gid: int, root: str = "ptm") -> Iterator[bytes]:
+    """A tar stream with `ptm/input/` (files 0444) and an empty `ptm/output/` (0700), both the run's user's; constant memory.
+    `root` is what stands in it in place of `ptm`, `.` for the folder that it is unpacked in."""
+    yield folder_entry(root, 0o755)
+    yield _header(f"{root}/input", tarfile.DIRTYPE, 0o755, (uid, gid))
+    yield _header(f"{root}/output", tarfile.DIRTYPE, 0o700, (uid, gid))
     for path in sorted(inputs.iterdir()):
         with path.open("rb") as source:
             size = os.fstat(source.fileno()).st_size
-            yield _header(f"ptm/input/{path.name}", tarfile.REGTYPE, 0o444, (uid, gid), size)
+            yield _header(f"{root}/input/{path.name}", tarfile.REGTYPE, 0o444, (uid, gid), size)
             yield from _content(source, size)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def scratch_tar() -> Iterator[bytes]:
+    """A tar stream that makes the folder it is unpacked in one that everybody may write to, as /tmp is."""
+    yield folder_entry(".", 0o1777)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def folder_entry(name: str, mode: int) -> bytes:
+    """The entry of one folder, root's own."""
+    return _header(name, tarfile.DIRTYPE, mode, (0, 0))
 
 
 def _header(name: str, kind: bytes, mode: int, owner: tuple[int, int], size: int = 0) -> bytes:

@@ -18,16 +18,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from ptm.config import FileSource, Home, Limits, NodeConfig
+from ptm.config import DataSource, FileSource, Home, HttpSource, Limits, NodeConfig, PostgresSource, SparqlSource
 from ptm.errors import RunnerError
 from ptm.files import private_folder
 from ptm.image import ImageRef
+from ptm.model import DataUse
 from ptm.node.contract import Places, environment, exit_reason
 from ptm.node.outputs import MIB, BoundedLog, take_folder
 from ptm.node.runner import Exit, Interrupt, ResolvedImage, RunSpec
@@ -143,6 +144,13 @@ class ProcessRunner:
         shutil.copyfile(run.folder / "log", log)
         return take_folder(run.folder / "output", outputs, limits)
 
+    def usage(self, handle: str) -> tuple[DataUse, ...]:
+        """Nothing is counted here: there is no gateway."""
+        return ()
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Nothing to do: images are folders of the site, and runs do not outlive the node."""
+
     def remove(self, handle: str) -> None:
         with self._lock:
             run = self._runs.pop(handle, None)
@@ -162,14 +170,23 @@ class ProcessRunner:
             return self._runs[handle]
 
 
+def _shown(source: DataSource) -> str:
+    """Where a source is. There is no gateway here, so nothing adds the site's credentials either."""
+    if isinstance(source, FileSource):
+        return str(source.path.absolute())
+    if isinstance(source, SparqlSource | HttpSource):
+        return source.url
+    if isinstance(source, PostgresSource):
+        return f"postgresql://{source.user}@{source.host}:{source.port}/{source.database}"
+    return f"tcp://{source.host}:{source.port}"
+
+
 def _launch(spec: RunSpec, image: Path, folder: Path) -> _Run:
     for name in ("input", "output", "home", "work"):
         private_folder(folder / name)
     for source in spec.inputs.iterdir():
         shutil.copyfile(source, folder / "input" / source.name)
-    data = {
-        name: str(source.path.absolute()) if isinstance(source, FileSource) else source.url for name, source in spec.data.items()
-    }
+    data = {name: _shown(source) for name, source in spec.data.items()}
     places = Places(str(folder / "input"), str(folder / "output"), str(folder / "home"), data)
     asked = {"PATH": PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", **spec.env}
     limits = [str(os.getpid()), str(spec.limits.time_s * spec.limits.cpu_cores + 1), str(spec.limits.output_mb * MIB)]

@@ -6,14 +6,15 @@ of the node: `find` gives the handle back, and a run is never started twice. All
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ptm.config import FileSource, Limits, SparqlSource
+from ptm.config import DataSource, Limits
 from ptm.image import ImageRef
+from ptm.model import DataUse
 
 Interrupt = Literal["canceled", "stopping"]
 
@@ -36,7 +37,7 @@ class RunSpec:
     env: dict[str, str]
     workdir: str | None
     inputs: Path
-    data: dict[str, FileSource | SparqlSource]
+    data: dict[str, DataSource]
     limits: Limits
 
 
@@ -94,6 +95,13 @@ class Runner(Protocol):
         Returns None, or one line that says which rule the outputs broke (a link, a device, a folder, a name, too
         many, too large): the run has then failed, and `outputs` is to be thrown away. The log is cut to its limit and
         says so."""
+
+    def usage(self, handle: str) -> tuple[DataUse, ...]:
+        """What the run had from its data sources so far, by name; nothing for files, and nothing after `remove`."""
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Remove what nobody needs any more: what runs of this worker left, but for the tasks in `keep`, and images that this
+        worker pulled and has not used for `keep_images_days`. Trouble is logged, never raised."""
 
     def remove(self, handle: str) -> None:
         """Remove what the run left in the engine. No error if it is gone."""

@@ -2,8 +2,10 @@
 ContainerCreate). Pure.
 
 A run gets no network, no capability, no way to gain privileges, no user that is root, no swap, no more of CPU, memory and
-processes than its limits say, a bounded log, and no variable of the node's. The image's entrypoint stays; a task's command
-takes the place of the image's CMD, as TES has it.
+processes than its limits say, no file larger than its disk limit, a bounded log, a root file system that it cannot write to (but
+for `/ptm/output` and `/tmp`, volumes of its own that go with it), and no variable of the node's. The engine's own seccomp profile
+and hidden paths stay as they are; no namespace of the host and no socket of the engine is ever shared. The image's entrypoint
+stays; a task's command takes the place of the image's CMD, as TES has it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptm.config import FileSource, Limits, SparqlSource
+from ptm.config import DataSource, FileSource, GatewaySource, Limits
 from ptm.node import contract, gateway
 from ptm.node.runner import RunSpec
 
 RUN, GATEWAY = "run", "gateway"
-SPARQL_LABEL = "ptm.sparql"
+SOURCES_LABEL = "ptm.sources"
+SCRATCH = "/tmp"  # noqa: S108 - in the container
 NOBODY = (65534, 65534)
 LEAST_MEMORY = 8 * 1024 * 1024
 """Below this an engine refuses to make a container, or the run cannot even start."""
@@ -53,15 +56,17 @@ class Names:
         return {f"ptm.{key}": value for key, value in mine.items()}
 
 
-def run_config(spec: RunSpec, image: str, user: tuple[int, int], names: Names, network: str) -> Config:
+def run_config(spec: RunSpec, image: str, user: tuple[int, int], names: Names, network: str, read_only: bool = True) -> Config:
     """The container of a run. `network` is `none`, or the gateway's namespace."""
-    sparql = [name for name, source in spec.data.items() if isinstance(source, SparqlSource)]
+    sources = behind_gateway(spec.data)
     mounts = [
         _bind(str(s.path.absolute()), f"{contract.DATA_DIR}/{n}") for n, s in spec.data.items() if isinstance(s, FileSource)
     ]
-    labels = names.labels(RUN) | {"ptm.attempt": spec.attempt, SPARQL_LABEL: ",".join(sparql)}
-    config = _base(image, user, labels, _host(spec.limits, network, mounts))
-    config["Env"] = [f"{name}={value}" for name, value in _environment(spec, sparql).items()]
+    if read_only:
+        mounts += [{"Type": "volume", "Target": target} for target in (contract.ROOT, SCRATCH)]
+    labels = names.labels(RUN) | {"ptm.attempt": spec.attempt, SOURCES_LABEL: ",".join(sources)}
+    config = _base(image, user, labels, _host(spec.limits, network, mounts) | {"ReadonlyRootfs": read_only})
+    config["Env"] = [f"{name}={value}" for name, value in _environment(spec, sources).items()]
     if spec.command:
         config["Cmd"] = list(spec.command)
     if spec.workdir:
@@ -78,9 +83,13 @@ def gateway_config(image: str, user: tuple[int, int], names: Names, sockets: str
     return config
 
 
-def _environment(spec: RunSpec, sparql: Sequence[str]) -> Mapping[str, str]:
-    urls = {name: source.url for name, source in spec.data.items() if isinstance(source, SparqlSource)}
-    endpoints = {name: gateway.inside_url(port, urls[name]) for name, port in gateway.ports(sparql).items()}
+def behind_gateway(data: Mapping[str, DataSource]) -> dict[str, GatewaySource]:
+    """The sources that a container reaches through the gateway."""
+    return {name: source for name, source in data.items() if not isinstance(source, FileSource)}
+
+
+def _environment(spec: RunSpec, sources: Mapping[str, GatewaySource]) -> Mapping[str, str]:
+    endpoints = {name: gateway.inside_url(port, sources[name]) for name, port in gateway.ports(sources).items()}
     places = contract.container_places(spec.data, endpoints)
     return contract.environment(spec.task, spec.site, spec.data, places, spec.env)
 
@@ -99,6 +108,7 @@ def _base(image: str, user: tuple[int, int], labels: dict[str, str], host: Confi
 
 def _host(limits: Limits, network: str, mounts: list[Config]) -> Config:
     memory = max(LEAST_MEMORY, int(limits.ram_gb * 1024**3))
+    disk = max(1, int(limits.disk_gb * 1024**3))
     return {
         "NetworkMode": network,
         "IpcMode": "private",
@@ -110,7 +120,7 @@ def _host(limits: Limits, network: str, mounts: list[Config]) -> Config:
         "CpuPeriod": 100_000,
         "CpuQuota": 100_000 * limits.cpu_cores,
         "PidsLimit": limits.pids,
-        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "fsize", "Soft": disk, "Hard": disk}],
         "LogConfig": {"Type": "json-file", "Config": {"max-size": f"{LOG_ROOM * limits.log_kb}k", "max-file": "2"}},
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ptm.config import Home, Limits, NodeConfig, Policy, read_toml, toml_string
+from ptm.config import Home, Limits, NodeConfig, read_toml, toml_string
 from ptm.errors import AlreadyExists, ConfigError
 from ptm.files import write_atomic
+from ptm.node.datatext import source_table
+from ptm.node.policy import LoadedPolicy
+from ptm.node.policyfile import PolicyFile
+from ptm.node.rules import ANY
 
 _NODE = """\
 # How this worker works. What it may run is in policy.toml. Checked by `ptm node check`; read when `ptm node watch` starts.
@@ -24,8 +28,17 @@ pull = {pull}               # "never": only images that are already on this mach
 {limits}
 """
 _POLICY = """\
-# What this site allows. Rules are read top to bottom; what no rule allows is refused. An empty file allows nothing.
-# images: regular expressions that must match the whole of name:tag (or name@sha256:... where the task gives only a digest).
+# What this site allows. Rules are read top to bottom, the first that matches decides, and what none matches is refused.
+# An empty file allows nothing. Every key: docs/policy.md. After a change: `ptm node check`, `ptm node policy test TASK.json`;
+# a running node takes the change up by itself.
+#
+# [[allow]]
+# images = ['myConsortium/glm:2\\..*']     # regular expressions that match the whole name:tag; single quotes keep the backslash
+# data = ["cohort"]                       # data sources of node.toml that these images may be given; without this: none
+# researchers = ["alice"]                 # without this: every researcher of the registry
+# approval = "manual"                     # a person approves each run; "first-use": each image once
+# release = "manual"                      # a person looks at the outputs before they leave
+# outputs = { names = ['.*\\.csv'], max_mb = 10, min_cell = 10 }
 """
 
 
@@ -47,12 +60,13 @@ def write_node_files(
     data: Mapping[str, str],
     mirrors: Mapping[str, str],
     process_images: Mapping[str, Path],
+    secrets_of: Mapping[str, Path] | None = None,
     poll_s: float = 5.0,
 ) -> None:
     """Write both files, or neither. `AlreadyExists` if there is one; `ConfigError` if what was asked for makes no
     valid configuration.
 
-    `data` maps names to a path (a file or folder) or to the http(s) URL of a SPARQL endpoint.
+    `data` maps names to a path or URL (`ptm.node.datatext`), `secrets_of` to the file of a secret.
     """
     for path in (home.node, home.policy):
         if path.exists():
@@ -67,46 +81,56 @@ def write_node_files(
         gateway=f"gateway_image = {toml_string(gateway_image)}\n" if gateway_image else "",
         limits="\n".join(f"{name} = {value}" for name, value in Limits().model_dump().items()),
     )
-    node += "".join(_data_table(name, value) for name, value in data.items())
+    node += "".join(source_table(name, value, (secrets_of or {}).get(name)) for name, value in data.items())
     node += _table("mirrors", mirrors, "Where the engine gets an image whose name starts like this.")
     node += _table(
         "process_images", {name: str(path) for name, path in process_images.items()}, "Simulation: folders instead of images."
     )
     policy = _POLICY
     if images:
-        policy += "\n[[allow]]\nimages = [" + ", ".join(toml_string(pattern) for pattern in images) + "]\n"
+        policy += f"\n[[allow]]\nimages = {_array(images)}\n"
+        policy += f"data = {_array(data)}\n" if data else ""
     home.make()
-    _write_checked(home.node, node, NodeConfig)
+    _write_checked(home.node, node, lambda path: read_toml(path, NodeConfig))
     try:
-        _write_checked(home.policy, policy, Policy)
+        _write_checked(home.policy, policy, lambda path: PolicyFile(path).load())
     except ConfigError:
         home.node.unlink()
         raise
 
 
-def load_node(home: Home) -> tuple[NodeConfig, Policy]:
-    """Both files, checked."""
-    return read_toml(home.node, NodeConfig), read_toml(home.policy, Policy)
+def load_node(home: Home) -> tuple[NodeConfig, LoadedPolicy]:
+    """Both files, each checked by itself."""
+    return read_toml(home.node, NodeConfig), PolicyFile(home.policy).load()
 
 
-def _write_checked(path: Path, text: str, kind: type[NodeConfig | Policy]) -> None:
+def check_sources(home: Home, config: NodeConfig, loaded: LoadedPolicy) -> None:
+    """`ConfigError` if a rule of the policy grants a data source that node.toml has not."""
+    for index, rule in enumerate(loaded.policy.allow):
+        missing = [name for name in rule.data if name not in (ANY, *config.data)]
+        if missing:
+            raise ConfigError(
+                f"{home.policy}: line {loaded.lines[index]}: rule {index + 1} grants an unknown data source, {missing[0]}",
+                hint=f"{home.node} has: {', '.join(config.data) or 'no data source'}",
+            )
+
+
+def _array(values: Iterable[str]) -> str:
+    return "[" + ", ".join(toml_string(value) for value in values) + "]"
+
+
+def _write_checked(path: Path, text: str, read: Callable[[Path], object]) -> None:
     """Write a file only if it reads back as what it should be."""
     trial = path.with_name(f".ptm-{path.name}")
     write_atomic(trial, text.encode(), mode=0o600)
     try:
-        read_toml(trial, kind)
+        read(trial)
     except ConfigError as e:
-        raise ConfigError(str(e).replace(str(trial), path.name)) from e
+        raise ConfigError(str(e).replace(str(trial), path.name), hint=e.hint) from e
     else:
         trial.rename(path)
     finally:
         trial.unlink(missing_ok=True)
-
-
-def _data_table(name: str, value: str) -> str:
-    if value.startswith(("http://", "https://")):
-        return f'\n[data.{name}]\nkind = "sparql"\nurl = {toml_string(value)}\n'
-    return f'\n[data.{name}]\nkind = "file"\npath = {toml_string(str(Path(value).absolute()))}\n'
 
 
 def _table(name: str, values: Mapping[str, str], comment: str) -> str:

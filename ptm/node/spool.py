@@ -6,18 +6,19 @@ is created (the commit), the queue entry goes, the spool goes. Every step can be
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from ptm import envelope, layout
 from ptm.config import Home
-from ptm.errors import VerificationError
+from ptm.errors import DigestMismatch, VerificationError
 from ptm.files import private_folder
-from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, FinalState, PlainFile, Result, SealedFile, Task
-from ptm.node.state import RunRow, State
+from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, PlainFile, Result, SealedFile, Task
+from ptm.node.state import RunRow
+from ptm.node.worker import Ending, Worker
 from ptm.registry import Registry, now_utc
 from ptm.seal import seal_file, seal_manifest
 from ptm.trust import TrustedRoster
@@ -26,16 +27,15 @@ log = logging.getLogger("ptm.node")
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a run ended, before it is sealed and signed."""
+class Leaving:
+    """The files that go out with a result. `listed`: what they have to be, where somebody looked at them before."""
 
-    state: FinalState
-    reason: str | None = None
-    hint: str | None = None
-    exit_code: int | None = None
-    image_digest: str | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
+    outputs: tuple[Path, ...] = ()
+    log: Path | None = None
+    listed: tuple[PlainFile, ...] | None = None
+
+
+NOTHING = Leaving()
 
 
 class RunFolder:
@@ -43,6 +43,11 @@ class RunFolder:
 
     def __init__(self, home: Home, task: str) -> None:
         self.path = home.spool / task
+
+    @property
+    def held(self) -> Path:
+        """What waits for a person to look at it, in clear."""
+        return self.path / "held"
 
     @property
     def log(self) -> Path:
@@ -61,18 +66,20 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def spool_result(registry: Registry, state: State, worker: str, row: RunRow, task: Task, ending: Ending) -> RunRow:
-    """Seal what lies in the run's `outputs` folder and its log, sign the result, and remember it as `spooled`."""
+def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leaving: Leaving = NOTHING) -> RunRow:
+    """Seal what leaves, sign the result, and remember it as `spooled`. `DigestMismatch` if a file is not the one that was
+    looked at."""
+    registry, state = worker.registry, worker.state
     roster = registry.roster(300)
     folder = RunFolder(registry.home, row.task)
-    outputs, log_file, manifest = _seal_outputs(registry, roster, folder, task) if folder.path.exists() else ((), None, None)
+    outputs, log_file, manifest = _seal_outputs(registry, roster, folder, task, leaving)
     result = Result(
         registry=registry.id,
         task=task.id,
         task_sha256=row.task_sha256,
         user=task.user,
         site=registry.me,
-        worker=worker,
+        worker=worker.config.worker,
         attempt=row.attempt,
         state=ending.state,
         exit_code=ending.exit_code,
@@ -87,28 +94,51 @@ def spool_result(registry: Registry, state: State, worker: str, row: RunRow, tas
         outputs=outputs,
         log=log_file,
         manifest=manifest,
+        policy_sha256=ending.policy_sha256,
+        decided_by=ending.decided_by[:MAX_DECISIONS],
+        data_use=ending.data_use,
+        audit_head=_record(worker, row, ending, (*outputs, *((log_file,) if log_file else ()))),
     )
     state.spooled(row.task, registry.sign(result))
-    shutil.rmtree(folder.path / "outputs", ignore_errors=True)
+    for left in ("outputs", "held", "process"):
+        shutil.rmtree(folder.path / left, ignore_errors=True)
     folder.log.unlink(missing_ok=True)
     spooled = state.find(row.task)
     assert spooled is not None
     return spooled
 
 
-def deliver(registry: Registry, state: State, row: RunRow) -> None:
+def _record(worker: Worker, row: RunRow, ending: Ending, files: tuple[SealedFile, ...]) -> str:
+    """What is about to leave, in the audit log; returns the head that the result carries."""
+    return worker.audit.record(
+        "result-signed",
+        row.task,
+        user=row.user,
+        attempt=row.attempt,
+        state=ending.state,
+        reason=ending.reason,
+        exit_code=ending.exit_code,
+        policy_sha256=ending.policy_sha256,
+        files=[{"name": file.name, "sealed_bytes": file.size, "sealed_sha256": file.sha256} for file in files],
+        data_use=[use.model_dump(mode="json") for use in ending.data_use],
+    )
+
+
+def deliver(worker: Worker, row: RunRow) -> None:
     """Bring a spooled result to the bucket and take the task out of the queue. Any `StoreError` leaves it spooled, to
     be tried again."""
-    if row.result is None:
-        raise ValueError(f"the run of {row.task} has no result yet")
-    if row.phase == "spooled":
-        _commit(registry, row, row.result)
-        state.delivered(row.task)
+    registry = worker.registry
+    if row.phase == "spooled" and row.result is not None:
+        committed = _commit(registry, row, row.result)
+        sha256 = hashlib.sha256(row.result).hexdigest()
+        worker.audit.record("result-delivered" if committed else "result-dropped", row.task, bytes=len(row.result), sha256=sha256)
+        worker.state.delivered(row.task)
     registry.dequeue(registry.me, row.user, row.task)
     RunFolder(registry.home, row.task).remove()
 
 
-def _commit(registry: Registry, row: RunRow, body: bytes) -> None:
+def _commit(registry: Registry, row: RunRow, body: bytes) -> bool:
+    """True if this result is the one that counts."""
     result = envelope.load(Result, envelope.parse(body).canonical)
     folder = RunFolder(registry.home, row.task)
     large = [file.name for file in result.files if file.content is None]
@@ -117,7 +147,7 @@ def _commit(registry: Registry, row: RunRow, body: bytes) -> None:
             registry.store.upload(layout.output(registry.me, row.task, row.attempt, name), source)
     if registry.commit(body, row.task):
         log.info("task %s: %s%s", row.task, result.state, f": {result.reason}" if result.reason else "")
-        return
+        return True
     for name in large:
         registry.store.delete(layout.output(registry.me, row.task, row.attempt, name))
     try:
@@ -127,26 +157,28 @@ def _commit(registry: Registry, row: RunRow, body: bytes) -> None:
         log.error(
             "task %s: the registry holds a result that this site did not sign (%s); somebody tampers with the bucket", row.task, e
         )
+    return False
 
 
 def _seal_outputs(
-    registry: Registry, roster: TrustedRoster, folder: RunFolder, task: Task
+    registry: Registry, roster: TrustedRoster, folder: RunFolder, task: Task, leaving: Leaving
 ) -> tuple[tuple[SealedFile, ...], SealedFile | None, str | None]:
+    sources = [*leaving.outputs, *((leaving.log,) if leaving.log else ())]
+    if not sources:
+        return (), None, None
     recipients = [roster.active(name).age_key for name in task.recipients]
     folder.fresh("sealed")
     plain: list[PlainFile] = []
     sealed: list[SealedFile] = []
     room = INLINE_TOTAL_BYTES
-    sources = sorted((folder.path / "outputs").iterdir()) if (folder.path / "outputs").is_dir() else []
-    for path in [*sources, folder.log]:
-        if path.exists():
-            with path.open("rb") as clear:
-                listed, file = seal_file(clear, folder.sealed(path.name), path.name, recipients, room)
-            plain.append(listed)
-            sealed.append(file)
-            room -= file.size if file.content is not None else 0
-    if not plain:
-        return (), None, None
+    for path in sources:
+        with path.open("rb") as clear:
+            listed, file = seal_file(clear, folder.sealed(path.name), path.name, recipients, room)
+        if leaving.listed is not None and listed not in leaving.listed:
+            raise DigestMismatch("a held output was changed at the site after the run")
+        plain.append(listed)
+        sealed.append(file)
+        room -= file.size if file.content is not None else 0
     manifest = seal_manifest(registry.id, task.id, registry.me, plain, recipients)
-    log_file = sealed.pop() if folder.log.exists() else None
+    log_file = sealed.pop() if leaving.log else None
     return tuple(sealed), log_file, manifest

@@ -3,13 +3,13 @@ manifest."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 from ptm import layout
 from ptm.config import Limits
 from ptm.errors import NotAllowed
-from ptm.files import private_folder
 from ptm.model import PlainFile, SealedFile, Task
 from ptm.node.spool import RunFolder
 from ptm.registry import Registry
@@ -21,20 +21,22 @@ def stage_inputs(registry: Registry, task: Task, limits: Limits) -> Path:
 
     `DigestMismatch` or `SealError` if an input is not what the researcher signed, or was sealed for another task;
     `NotAllowed` if they are larger than the site takes; `NotFound` if an input is not in the registry (any more)."""
-    folder = RunFolder(registry.home, task.id)
-    inputs = folder.fresh("inputs")
-    if not task.inputs or task.manifest is None:
-        return inputs
+    inputs = RunFolder(registry.home, task.id).fresh("inputs")
     if sum(file.size for file in task.inputs) > limits.input_mb * 1024 * 1024:
         raise NotAllowed(f"the inputs have more than {limits.input_mb} MB", hint="ask the site to raise input_mb in node.toml")
+    open_inputs(registry, task, inputs)
+    return inputs
+
+
+def open_inputs(registry: Registry, task: Task, inputs: Path) -> None:
+    """Decrypt a task's inputs into a folder that holds none of these names yet. The errors of `stage_inputs`."""
+    if not task.inputs or task.manifest is None:
+        return
     listed = open_manifest(task.manifest, registry.keys.identity, registry=registry.id, task=task.id, sealed_by=task.user)
-    private_folder(folder.path / "download")
     for file in task.inputs:
-        with (folder.path / "download" / "input.age").open("w+b") as cipher:
+        with tempfile.TemporaryFile(dir=inputs) as cipher:
             registry.fetch_sealed(file, layout.task_input(task.user, task.id, file.name), cipher, f"input {file.name}")
             _open(registry, cipher, inputs / file.name, file, listed.get(file.name))
-        (folder.path / "download" / "input.age").unlink()
-    return inputs
 
 
 def _open(registry: Registry, cipher: BinaryIO, target: Path, file: SealedFile, expected: PlainFile | None) -> None:

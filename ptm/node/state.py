@@ -1,6 +1,6 @@
 """What a worker must not forget: one SQLite file with a row per run it took on.
 
-A run's phase only moves forward: `claimed → starting → started → spooled → delivered`. It is written before the step
+A run's phase only moves forward: `claimed → starting → started → (held →) spooled → delivered`. It is written before the step
 that it announces, so after a crash the row says what may have happened (`ptm.node.run` continues from it). A
 delivered row is kept until the task has expired: so an entry put back into the queue is not run again."""
 
@@ -16,7 +16,8 @@ from typing import Literal
 from ptm.errors import PtmError
 from ptm.model import format_time
 
-Phase = Literal["claimed", "starting", "started", "spooled", "delivered"]
+Phase = Literal["claimed", "starting", "started", "held", "spooled", "delivered"]
+Memo = Literal["terms", "held"]
 
 _SCHEMA = """
 create table if not exists runs (
@@ -32,6 +33,13 @@ create table if not exists runs (
     expires text not null
 ) strict;
 create index if not exists runs_phase on runs (phase);
+create index if not exists runs_user on runs (user, attempt);
+create table if not exists memos (
+    task text not null references runs (task) on delete cascade,
+    what text not null,
+    body text not null,
+    primary key (task, what)
+) strict;
 """
 
 
@@ -62,6 +70,7 @@ class State:
             self._db.execute("pragma locking_mode = exclusive")
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
+            self._db.execute("pragma foreign_keys = on")
             self._db.executescript(_SCHEMA)
             self._db.execute("begin immediate")
             self._db.execute("commit")
@@ -107,6 +116,30 @@ class State:
             raise PtmError(f"the run of task {task} could not be remembered")
         return row
 
+    def remember(self, task: str, what: Memo, body: str) -> None:
+        """Keep a text with a run: the terms that it runs on, or what is held of it (JSON, its writer's own)."""
+        self._execute("insert or replace into memos (task, what, body) values (?, ?, ?)", task, what, body)
+
+    def recall(self, task: str, what: Memo) -> str | None:
+        with self._lock:
+            found = self._db.execute("select body from memos where task = ? and what = ?", (task, what)).fetchone()
+        return None if found is None else str(found[0])
+
+    def runs_since(self, user: str, first_attempt: str, besides: str) -> int:
+        """How many runs of this user, besides one task's, were allowed whose attempt id (a ULID, so a time) is not before this
+        one."""
+        query = (
+            "select count(*) from runs join memos on memos.task = runs.task and memos.what = 'terms' "
+            "where runs.user = ? and runs.attempt >= ? and runs.task != ?"
+        )
+        with self._lock:
+            return int(self._db.execute(query, (user, first_attempt, besides)).fetchone()[0])
+
+    def held(self, task: str, body: str) -> None:
+        """What the run left waits for a person; `body` says what it is."""
+        self.remember(task, "held", body)
+        self._execute("update runs set phase = 'held' where task = ?", task)
+
     def starting(self, task: str, image_digest: str) -> None:
         self._execute("update runs set phase = 'starting', image_digest = ? where task = ?", image_digest, task)
 
@@ -120,7 +153,8 @@ class State:
         self._execute("update runs set phase = 'delivered' where task = ?", task)
 
     def forget_expired(self, before: datetime) -> None:
-        """Drop delivered runs of tasks that expired before this time: such a task would be refused anyway."""
+        """Drop delivered runs of tasks that expired before this time: such a task would be refused anyway. Give a time a
+        day ago, for runs of the day count against budgets."""
         self._execute("delete from runs where phase = 'delivered' and expires < ?", format_time(before))
 
     def _rows(self, where: str, *values: str) -> list[RunRow]:

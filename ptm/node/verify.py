@@ -30,10 +30,12 @@ class AuthenticTask:
 
 @dataclass(frozen=True)
 class VerifiedTask:
-    """Authentic, by a researcher in good standing, for this site, in its time, with recipients who are members."""
+    """Authentic, by a researcher in good standing, for this site, in its time, with recipients who are members.
+    `organisation`: the researcher's, as the roster has it."""
 
     task: Task
     sha256: str
+    organisation: str = ""
 
 
 def authenticate(raw: bytes, entry: QueueEntry, roster: TrustedRoster) -> AuthenticTask:
@@ -72,7 +74,7 @@ def verify(found: AuthenticTask, roster: TrustedRoster, site: str, now: datetime
         raise Outdated(f"the task expired at {task.expires:%Y-%m-%d %H:%M} UTC")
     for name in task.recipients:
         roster.active(name)
-    return VerifiedTask(task, found.sha256)
+    return VerifiedTask(task, found.sha256, member.organisation)
 
 
 def verify_cancel(raw: bytes, entry: QueueEntry, roster: TrustedRoster) -> Cancel:

@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 
 from ptm import layout
-from ptm.config import Home, NodeConfig, Policy
+from ptm.config import Home, NodeConfig
 from ptm.errors import NotFound, PtmError, StoreError, TooLarge, TrustError, Unreachable, VerificationError
 from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
+from ptm.node.audit import Audit
 from ptm.node.claims import Claims
-from ptm.node.run import Ask, Worker, handle, resume
+from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.state import State
 from ptm.node.verify import verify_cancel
+from ptm.node.worker import Ask, PolicySource, ReviewedImages, Worker
 from ptm.registry import Registry, new_nonce, now_utc
 
 log = logging.getLogger("ptm.node")
 MAX_WAITING = 64
 """Tasks in hand beyond those that run: getting images, waiting for a slot."""
 MAX_PAUSE_S = 60.0
+SWEEP_EVERY_S = 3600.0
+SWEEP_EVERY_S = 3600.0
+"""How often what runs left behind, and images not used any more, are looked for."""
 _Of = tuple[str, str]
 """User and task id: an entry under one user's name never touches another user's task, whatever its id."""
 Work = Callable[[Ask], None]
@@ -38,36 +45,70 @@ Work = Callable[[Ask], None]
 class Node:
     """One worker of a site. `watch` returns when `stop` is set, or, with `once`, when nothing is left that it can do."""
 
-    def __init__(self, home: Home, registry: Registry, config: NodeConfig, policy: Policy, runner: Runner) -> None:
+    def __init__(self, home: Home, registry: Registry, config: NodeConfig, policy: PolicySource, runner: Runner) -> None:
         self._home, self._registry, self._config, self._runner = home, registry, config, runner
+        self._policy, self._policy_sha256 = policy, policy.current().sha256
         self._state = State(home.state)
+        self._audit = Audit(home.audit)
         claims = Claims(registry, config.worker, config.lease_s)
         slots = threading.Semaphore(config.parallel)
-        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots)
+        reviewed = ReviewedImages(registry)
+        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed)
         self._in_hand: dict[_Of, threading.Thread] = {}
         self._canceled: set[_Of] = set()
         self._pauses = _Pauses()
+        self._troubles: dict[_Of, str] = {}
+        self._sweep_due = time.monotonic()
         self._warned: set[str] = set()
         self._session, self._beats = new_nonce(), 0
         self._unavailable = False
+        self._once = False
 
     def watch(self, stop: threading.Event, *, once: bool = False) -> None:
         """Run until told to stop. Raises what makes it pointless to begin (`RunnerError`, `AccessDenied`,
         `TrustError`; with `once` also `Unreachable`)."""
+        self._once = once
         try:
             self._runner.check()
+            self._record_start()
             self._begin(stop, once)
             with self._heartbeats():
                 self._loop(stop, once)
-            left = len({(row.user, row.task) for row in self._state.unfinished()} | self._pauses.failing())
+                self._audit.record("node-stopped", worker=self._config.worker)
+            unfinished = [row for row in self._state.unfinished() if row.phase != "held"]
+            left = len({(row.user, row.task) for row in unfinished} | self._pauses.failing())
         finally:
             self._runner.close()
             if not self._in_hand:
                 self._state.close()
+                self._audit.close()
         if once and left:
             raise PtmError(
                 f"{left} task(s) could not be finished for now", hint="the log above says why; run the same command again"
             )
+
+    def _record_start(self) -> None:
+        self._audit.record(
+            "node-started",
+            site=self._registry.me,
+            worker=self._config.worker,
+            version=version("ptm"),
+            runner=self._config.runner,
+            policy_sha256=self._policy_sha256,
+        )
+
+    def _sweep(self) -> None:
+        """Once in a while: have the runner remove what nobody needs any more."""
+        if time.monotonic() >= self._sweep_due:
+            self._sweep_due = time.monotonic() + SWEEP_EVERY_S
+            self._runner.sweep({row.task for row in self._state.unfinished()})
+
+    def _look_at_policy(self) -> None:
+        """A changed policy file counts from the next task on, and is on record."""
+        current = self._policy.current().sha256
+        if current != self._policy_sha256:
+            self._audit.record("policy-changed", policy_sha256=current, before=self._policy_sha256)
+            self._policy_sha256 = current
 
     def _loop(self, stop: threading.Event, once: bool) -> None:
         try:
@@ -120,6 +161,8 @@ class Node:
     def _poll(self, stop: threading.Event, once: bool) -> int:
         """Look once; returns how many threads were begun."""
         try:
+            self._look_at_policy()
+            self._sweep()
             self._registry.roster(self._config.poll_s if once else 300.0)
             entries = self._look()
             self._runner.check()
@@ -134,17 +177,20 @@ class Node:
         if self._unavailable:
             log.info("going on")
             self._unavailable = False
-        self._state.forget_expired(now_utc())
+        self._state.forget_expired(now_utc() - timedelta(days=1))
         return self._go_on(stop, entries)
 
     def _go_on(self, stop: threading.Event, entries: list[QueueEntry]) -> int:
-        """Give a thread to each unfinished run and each new task that is due."""
+        """Give a thread to each unfinished run and each task in the queue that is due, those first that were not looked at for
+        longest: so that many that wait for a person never keep a new one waiting."""
         self._reap()
         work: dict[_Of, Work] = {(row.user, row.task): partial(resume, self._worker, row) for row in self._state.unfinished()}
         for entry in entries:
             work.setdefault((entry.user, entry.task), partial(handle, self._worker, entry))
         self._pauses.keep(set(work) | set(self._in_hand))
-        return sum(self._begin_thread(of, act, stop) for of, act in work.items())
+        self._troubles = {of: text for of, text in self._troubles.items() if of in work or of in self._in_hand}
+        due = sorted(work.items(), key=lambda item: self._pauses.since(item[0]))
+        return sum(self._begin_thread(of, act, stop) for of, act in due)
 
     def _look(self) -> list[QueueEntry]:
         """The site's queue, oldest task first. Notes cancels; warns once of keys that are nobody's."""
@@ -198,12 +244,21 @@ class Node:
             work(ask)
         except PtmError as e:
             log.warning("task %s: %s; trying again later", of[1], e)
-            self._pauses.lengthen(of)
-        except Exception:
+            self._have_trouble(of, str(e))
+        except Exception as e:
             log.exception("task %s: unexpected fault; trying again later", of[1])
-            self._pauses.lengthen(of)
+            self._have_trouble(of, f"unexpected fault: {type(e).__name__}")
         else:
-            self._pauses.rest(of, self._config.poll_s)
+            self._troubles.pop(of, None)
+            self._pauses.rest(of, math.inf if self._once else self._config.poll_s)
+
+    def _have_trouble(self, of: _Of, text: str) -> None:
+        """Wait longer before the next try. The same trouble again is on record once."""
+        self._pauses.lengthen(of)
+        if self._troubles.get(of) != text:
+            self._troubles[of] = text
+            with contextlib.suppress(PtmError):
+                self._audit.record("trouble", of[1], user=of[0], error=text[:1000])
 
     def _reap(self) -> None:
         for of, thread in list(self._in_hand.items()):
@@ -250,6 +305,7 @@ class Node:
                     stopped=stopped,
                     running=tuple(held),
                     version=version("ptm"),
+                    audit_head=self._audit.head,
                     created=now_utc(),
                 )
             )
@@ -279,6 +335,10 @@ class _Pauses:
 
     def due(self, of: _Of) -> bool:
         return time.monotonic() >= self._until.get(of, 0.0)
+
+    def since(self, of: _Of) -> float:
+        """From when on it was due; 0.0 for one never looked at."""
+        return self._until.get(of, 0.0)
 
     def lengthen(self, of: _Of) -> None:
         self._length[of] = min(MAX_PAUSE_S, 2 * self._length.get(of, 0.5))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ptm.config import Home, Limits, NodeConfig
 from ptm.image import parse_image
 from ptm.node.containers import DockerRunner
 from ptm.node.runner import Exit, Interrupt, RunSpec
+from tests.federation import Federation
 
 REGISTRY = str(uuid.uuid4())
 LIMITS = Limits(cpu_cores=1, ram_gb=0.125, pids=32, time_s=60, output_mb=1, output_files=8, log_kb=16)
@@ -100,3 +102,10 @@ def bench(tmp_path: Path, base_image: str) -> Iterator[Bench]:
     bench = Bench(tmp_path, base_image, gateway_image=base_image)
     yield bench
     bench.runner.close()
+
+
+def run_once(federation: Federation, site: str, *, rule: Mapping[str, object] | None = None, **settings: Any) -> None:
+    """Let a whole node of a site, with a runner on the real engine, handle what is there."""
+    config = NodeConfig.model_validate({"worker": f"{site}-1", "pull": "never", **settings}, strict=False)
+    runner = DockerRunner(config, federation.registry(site).id, site, federation.home(site))
+    federation.node(site, runner=runner, rule=rule, **settings).watch(threading.Event(), once=True)

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import docker
@@ -14,6 +15,7 @@ import pytest
 
 from ptm.errors import RunnerError
 from ptm.image import parse_image
+from ptm.node import containers
 from tests import servers
 from tests.node.bench import Bench, bench, no_container_left
 
@@ -119,3 +121,59 @@ def silent_server() -> Iterator[int]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+# what is removed again
+
+
+def has(engine: docker.DockerClient, digest: str) -> bool:
+    return any(digest in name for image in engine.images.list() for name in image.attrs["RepoDigests"] or [])
+
+
+def test_an_image_that_was_pulled_and_not_used_for_long_is_removed_and_no_other(
+    puller: Bench,
+    image_registry: servers.Registry,
+    two_images: tuple[str, str],
+    base_image: str,
+    docker_engine: docker.DockerClient,
+) -> None:
+    servers.build_image(docker_engine, base_image, "ptm-test/passing:1", {"/which": "passing"}, ["cat", "/which"])
+    passing = image_registry.push("ptm-test/passing:1", "my/passing:1")
+    docker_engine.images.remove("ptm-test/passing:1")
+    there = image_registry.push(two_images[0], "my/there:1")
+    assert run_image(puller, "myConsortium/passing:1") == (passing, "passing")
+    assert run_image(puller, "myConsortium/there:1") == (there, "ptm-test/one:1")
+    images = puller.new_runner()._images  # after a restart
+    now = datetime.now(UTC)
+    images.sweep(now + timedelta(days=29))
+    assert has(docker_engine, passing)
+
+    spec = puller.spec("", image=parse_image("myConsortium/passing:1"), command=("sleep", "60"))
+    handle = puller.start(spec)
+    images.sweep(now + timedelta(days=31))
+    assert has(docker_engine, passing), "it is in use"
+    puller.runner.remove(handle)
+    images.sweep(now + timedelta(days=31))
+    assert not has(docker_engine, passing)
+    assert has(docker_engine, there), "it was there before this worker pulled it under another name"
+    assert run_image(puller, "myConsortium/passing:1") == (passing, "passing")
+    images.sweep(now + timedelta(days=32))
+
+
+def test_a_damaged_record_of_images_removes_nothing(puller: Bench, tmp_path: Path) -> None:
+    (tmp_path / "images.json").write_text("{")
+    puller.runner.sweep(set())
+
+
+def test_a_container_of_no_known_task_is_removed_after_a_while(
+    bench: Bench, docker_engine: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = bench.spec("import time; time.sleep(600)")
+    handle = bench.start(spec)
+    bench.runner.sweep(set())
+    assert bench.runner.find(spec.task) == handle, "it is young: it may be just starting"
+    monkeypatch.setattr(containers, "ORPHAN_AGE", timedelta(seconds=-5))
+    bench.runner.sweep({spec.task})
+    assert bench.runner.find(spec.task) == handle, "its task is known"
+    bench.runner.sweep(set())
+    assert bench.runner.find(spec.task) is None

@@ -1,0 +1,325 @@
+"""`ptm node pending|show|approve|deny|release|withhold|audit`: what waits for a person, what they decide, and what happened.
+
+All but `audit` work beside a running node and on any machine with the site's home; `audit` reads the log of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptm.cli.show import clean, json_option, note, print_json, print_table
+from ptm.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from ptm.model import Decision
+    from ptm.node.audit import Report
+    from ptm.node.decisions import Waiting
+    from ptm.registry import Registry
+
+PREVIEW = 2000
+"""How many characters of a text input `show` prints."""
+
+
+def _who(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--expect", metavar="SHA256", help="Only if this is what waits: `bound to`, as `show` printed it."),
+            click.option("--reason", default="", required=required, help="Why; the researcher reads it, in clear."),
+            click.option(
+                "--by", required=True, metavar="NAME", help="Who decides; it stands in the result and in the audit log."
+            ),
+            click.argument("task_id", metavar="TASK"),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def pending(home: str | None, /, as_json: bool) -> None:
+    """List what waits for a person at this site.
+
+    \b
+    Example:
+      ptm node pending
+    """
+    from ptm.node.decisions import pending as waiting_here
+
+    found = waiting_here(_registry(home))
+    if as_json:
+        print_json([_facts(waiting) for waiting in found])
+        return
+    if not found:
+        note("nothing waits for a person")
+        return
+    columns = ("task", "waits for", "since", "who", "image", "data", "purpose")
+    print_table(
+        columns,
+        (
+            (
+                w.task.id,
+                w.what,
+                f"{w.asked.created:%Y-%m-%d %H:%M}",
+                w.task.user,
+                w.task.image,
+                ", ".join(w.task.data),
+                w.task.purpose[:40],
+            )
+            for w in found
+        ),
+    )
+
+
+@click.command()
+@click.argument("task_id", metavar="TASK")
+@click.option(
+    "--inputs", "folder", type=click.Path(path_type=Path), help="Also write all inputs, in clear, into this new folder."
+)
+@json_option
+@click.pass_obj
+def show(home: str | None, /, task_id: str, folder: Path | None, as_json: bool) -> None:
+    """Show one run that waits: who asks for what and why, its inputs in clear, or where its held outputs lie.
+
+    \b
+    Example:
+      ptm node show 01KAMV3ZR5F2J7Q8XG4M1W9ABC --inputs /tmp/look
+    """
+    import tempfile
+
+    from ptm.node.decisions import find, write_inputs
+
+    registry = _registry(home)
+    waiting = find(registry, task_id)
+    with tempfile.TemporaryDirectory(prefix="ptm-show-") as scratch:
+        paths = write_inputs(registry, waiting, folder or Path(scratch) / "inputs")
+        facts = _facts(waiting) | {"inputs": [{"name": path.name, "size": path.stat().st_size} for path in paths]}
+        if as_json:
+            print_json(facts)
+            return
+        _print_facts(facts)
+        for path in paths:
+            _print_input(path)
+    if folder is not None:
+        note(f"wrote the inputs to {folder}; remove them when you have read them")
+
+
+@click.command()
+@_who(required=False)
+@click.pass_obj
+def approve(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
+    """Let a run start. Where the policy says first-use, also every later run of the same image.
+
+    \b
+    Example:
+      ptm node approve 01KAMV3ZR5F2J7Q8XG4M1W9ABC --by "J. Jansen" --reason "as agreed in study 12"
+    """
+    from ptm.node import decisions
+
+    _say(task_id, decisions.approve(_registry(home), task_id, by=by, reason=reason, expect=expect))
+
+
+@click.command()
+@_who(required=True)
+@click.pass_obj
+def deny(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
+    """Refuse a run that waits for approval.
+
+    \b
+    Example:
+      ptm node deny 01KAMV3ZR5F2J7Q8XG4M1W9ABC --by "J. Jansen" --reason "no ethics approval"
+    """
+    from ptm.node import decisions
+
+    _say(task_id, decisions.deny(_registry(home), task_id, by=by, reason=reason, expect=expect))
+
+
+@click.command()
+@_who(required=False)
+@click.pass_obj
+def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
+    """Let held outputs leave, all but the files that were withheld.
+
+    \b
+    Example:
+      ptm node release 01KAMV3ZR5F2J7Q8XG4M1W9ABC --by "J. Jansen"
+    """
+    from ptm.node import decisions
+
+    _say(task_id, decisions.release(_registry(home), task_id, by=by, reason=reason, expect=expect))
+
+
+@click.command()
+@_who(required=True)
+@click.option("--file", "files", multiple=True, metavar="NAME", help="Only this file; repeat. The rest still waits.")
+@click.pass_obj
+def withhold(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None, files: tuple[str, ...]) -> None:
+    """Keep held outputs: all, which ends the run as rejected, or single files.
+
+    \b
+    Examples:
+      ptm node withhold 01KAMV3ZR5F2J7Q8XG4M1W9ABC --by "J. Jansen" --reason "shows single patients"
+      ptm node withhold 01KAMV3ZR5F2J7Q8XG4M1W9ABC --file rare.csv --by "J. Jansen" --reason "small counts"
+    """
+    from ptm.node import decisions
+
+    _say(task_id, decisions.withhold(_registry(home), task_id, by=by, reason=reason, files=files, expect=expect))
+
+
+@click.command()
+@click.option("--task", "task_id", metavar="TASK", help="Only what is about this task.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N entries.")
+@click.option("--verify", is_flag=True, help="Check the whole chain, and against this worker's results in the registry.")
+@json_option
+@click.pass_obj
+def audit(home: str | None, /, task_id: str | None, last: int | None, verify: bool, as_json: bool) -> None:
+    """Print this worker's audit log, oldest first, or check that nothing in it was changed or cut off.
+
+    Exit code 11 if the check finds something.
+
+    \b
+    Examples:
+      ptm node audit --last 20
+      ptm node audit --verify
+    """
+    from collections import deque
+
+    from ptm.config import find_home
+    from ptm.node.audit import entries, in_words
+
+    place = find_home(home)
+    if verify:
+        _verify(home, as_json)
+        return
+    wanted = (entry for entry in entries(place.audit) if task_id in (None, entry.task))
+    kept = deque(wanted, maxlen=last) if last else wanted
+    if as_json:
+        print_json([entry.model_dump(mode="json", exclude_none=True) for entry in kept])
+        return
+    for entry in kept:
+        click.echo(clean(in_words(entry)))
+
+
+def _verify(home: str | None, as_json: bool) -> None:
+    from ptm.config import NodeConfig, find_home, read_toml
+    from ptm.node.witness import verify_against_registry
+
+    place = find_home(home)
+    worker = read_toml(place.node, NodeConfig).worker
+    report, seen, others = verify_against_registry(_registry(home), place.audit, worker)
+    if as_json:
+        print_json(_report(report, seen, others))
+    else:
+        click.echo(f"entries   {report.entries}")
+        click.echo(f"head      {report.head}")
+        click.echo(f"results   {seen} of this worker in the registry, {others} of others")
+    if report.torn:
+        note("the last line is not finished: the node is writing it, or crashed; its next start says so in the log")
+    problems = [
+        *report.problems,
+        *(f"there is no entry {head[:16]}…, which {where} names" for head, where in report.missing.items()),
+    ]
+    if problems:
+        for problem in problems:
+            note(problem)
+        raise VerificationError(
+            f"the audit log is not whole: {problems[0]}", hint="keep the file as it is, and find out who changed it"
+        )
+    note("nothing was changed or cut off")
+
+
+def _report(report: Report, seen: int, others: int) -> dict[str, Any]:
+    return {
+        "entries": report.entries,
+        "head": report.head,
+        "results": seen,
+        "results_of_other_workers": others,
+        "problems": report.problems,
+        "missing": report.missing,
+        "whole": report.whole,
+    }
+
+
+def _registry(home: str | None) -> Registry:
+    from ptm.config import find_home
+    from ptm.registry import Registry
+
+    registry = Registry.open(find_home(home))
+    if registry.profile.kind not in ("site", "party"):
+        raise UsageError(f"{registry.me} is a {registry.profile.kind}, and only a site decides", hint="is --home the right one?")
+    return registry
+
+
+def _say(task_id: str, decision: Decision) -> None:
+    which = f" ({decision.files} file(s))" if decision.files else ""
+    at = f"{decision.time:%Y-%m-%d %H:%M} UTC"
+    note(f"{task_id}: {decision.what}{which} by {decision.by} at {at}; the node acts on it at its next look")
+
+
+def _facts(waiting: Waiting) -> dict[str, Any]:
+    """A run that waits, as `--json` shows it."""
+    task, held = waiting.task, waiting.held
+    facts: dict[str, Any] = {
+        "task": task.id,
+        "waits_for": waiting.what,
+        "since": waiting.asked.model_dump(mode="json")["created"],
+        "user": task.user,
+        "organisation": waiting.organisation,
+        "purpose": task.purpose,
+        "study": task.study,
+        "image": task.image,
+        "image_digest": waiting.asked.image_digest,
+        "command": list(task.command),
+        "env": dict(task.env),
+        "data": list(task.data),
+        "recipients": list(task.recipients),
+        "expires": task.model_dump(mode="json")["expires"],
+        "first_use": waiting.asked.first_use,
+        "bound_to": waiting.bound_to,
+    }
+    if held is not None:
+        facts["worker"] = waiting.asked.worker
+        facts["outcome"] = held.outcome
+        facts["folder"] = str(waiting.folder) if waiting.folder else None
+        facts["held"] = [file.model_dump(mode="json") | {"withheld": file.name in waiting.withheld} for file in held.files]
+        facts["findings"] = [finding.model_dump(mode="json") for finding in held.findings]
+    return facts
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if name in ("inputs", "held", "findings") or value in (None, "", [], {}):
+            continue
+        shown = ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
+        click.echo(f"{name.replace('_', ' '):14} {clean(shown)}")
+    if facts["waits_for"] == "release":
+        if facts["folder"] is None:
+            note(f"the files lie with worker {facts['worker']}, not here")
+        click.echo()
+        print_table(("held", "size", ""), ((f["name"], f["size"], "withheld" if f["withheld"] else "") for f in facts["held"]))
+        if facts["findings"]:
+            click.echo()
+            print_table(("check", "file", "found"), ((f["rule"], f["file"], f["text"]) for f in facts["findings"]))
+
+
+def _print_input(path: Path) -> None:
+    """The beginning of an input, if it is text."""
+    with path.open("rb") as file:
+        raw = file.read(4 * PREVIEW)
+    click.echo(f"\n--- input {clean(path.name)} ({path.stat().st_size} bytes)")
+    try:
+        text = raw.decode("utf-8") if len(raw) < 4 * PREVIEW else raw.decode("utf-8", "replace")
+    except UnicodeDecodeError:
+        click.echo("(not text; `--inputs DIR` writes it)")
+        return
+    click.echo("\n".join(clean(line) for line in text[:PREVIEW].splitlines()))
+    if len(text) > PREVIEW:
+        click.echo("(and more; `--inputs DIR` writes all of it)")
+
+
+COMMANDS = (pending, show, approve, deny, release, withhold, audit)
