@@ -22,6 +22,8 @@ from ptm.errors import DigestMismatch, SealError
 from ptm.model import INLINE_BYTES, PlainFile, SealedFile, SealedManifest
 
 MAX_MANIFEST_BYTES = 160 * 1024
+MAX_HEADER_BYTES = 128 * 1024
+"""An age file's header has about 100 bytes for each of its recipients, of whom a task has `MAX_SITES` + 1 at most."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,11 @@ def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[M
 
 
 def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, limit: int | None = None) -> Measure:
-    """Decrypt a stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
+    """Decrypt a seekable stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
 
     `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
     throws away."""
+    _check_header(source)
     cipher, plain = _Meter(source), _Meter(sink, limit)
     try:
         pyrage.decrypt_io(cipher, plain, [identity])
@@ -156,6 +159,16 @@ def measure(stream: BinaryIO) -> Measure:
     while meter.read(1024 * 1024):
         pass
     return meter.measure()
+
+
+def _check_header(source: BinaryIO) -> None:
+    """`SealError` for an endless header, before age looks at it: parsing one takes time that grows with its length squared.
+    Within one, no line but the last starts with `---`."""
+    start = source.tell()
+    head = source.read(MAX_HEADER_BYTES)
+    source.seek(start)
+    if len(head) == MAX_HEADER_BYTES and b"\n---" not in head:
+        raise SealError(f"cannot be opened: its header has more than {MAX_HEADER_BYTES} bytes")
 
 
 def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> Exception:

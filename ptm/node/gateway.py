@@ -17,6 +17,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ from yarl import URL
 from ptm.errors import RunnerError
 
 log = logging.getLogger("ptm.node")
+_http_log = logging.getLogger("ptm.gateway")
+"""Of aiohttp's server: a traceback for each request that is none, which would let a container write the node's log full."""
+_http_log.setLevel(logging.CRITICAL)
 Answer = TypeVar("Answer")
 
 MOUNT = "/ptm-gateway"
@@ -39,13 +43,14 @@ MAX_ANSWER_BYTES = 1024**3
 CHUNK = 64 * 1024
 CONNECT_S = 10
 CALL_S = 30
+QUIET_S = 30.0
+"""Warnings that a container can bring about are not repeated for this long."""
 _ASK_HEADERS = (
     "Accept",
     "Accept-Charset",
     "Accept-Encoding",
     "Accept-Language",
     "Content-Type",
-    "Content-Encoding",
     "User-Agent",
 )
 _ANSWER_HEADERS = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Length")
@@ -184,7 +189,7 @@ async def _serve(listener: socket.socket, endpoint: str) -> web.AppRunner:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", _forwarder(endpoint))
     app.cleanup_ctx.append(_session)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, logger=_http_log, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     return runner
@@ -218,7 +223,7 @@ def _forwarder(endpoint: str) -> Callable[[web.Request], Awaitable[web.StreamRes
         except (ClientError, TimeoutError, OSError) as e:
             if body.too_long:
                 return _too_long()
-            log.warning("the SPARQL endpoint %s does not answer: %s", endpoint, e or type(e).__name__)
+            _warn("the SPARQL endpoint %s does not answer: %s", endpoint, e or type(e).__name__)
             return web.Response(status=502, text="the site's endpoint does not answer\n")
 
     return forward
@@ -247,13 +252,24 @@ async def _copy(reply: ClientResponse, answer: web.StreamResponse, request: web.
         async for chunk in reply.content.iter_chunked(CHUNK):
             sent += len(chunk)
             if sent > MAX_ANSWER_BYTES:
-                log.warning("an answer of more than %d bytes was broken off", MAX_ANSWER_BYTES)
+                _warn("an answer of more than %d bytes was broken off", MAX_ANSWER_BYTES)
                 _break_off(request)
                 return
             await answer.write(chunk)
     except (ClientError, TimeoutError, OSError) as e:
-        log.warning("an answer was broken off: %s", e or type(e).__name__)
+        _warn("an answer was broken off: %s", e or type(e).__name__)
         _break_off(request)
+
+
+_warned: dict[str, float] = {}
+
+
+def _warn(text: str, *values: object) -> None:
+    """Called in the gateways' one thread only."""
+    now = time.monotonic()
+    if now - _warned.get(text, -QUIET_S) >= QUIET_S:
+        _warned[text] = now
+        log.warning(text, *values)
 
 
 def _break_off(request: web.Request) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ptm.config import FileSource, Limits, NodeConfig, Policy, SparqlSource
+from ptm.config import AllowRule, FileSource, Limits, NodeConfig, Policy, SparqlSource
 from ptm.image import ImageRef, parse_image
 from ptm.model import Resources, Task
 from ptm.node.verify import VerifiedTask
@@ -33,8 +33,11 @@ class Refused:
 def decide(verified: VerifiedTask, policy: Policy, config: NodeConfig) -> Allowed | Refused:
     task = verified.task
     image = parse_image(task.image)
-    if not any(re.fullmatch(pattern, image.label) for rule in policy.allow for pattern in rule.images):
-        return Refused(f"the site's policy does not allow the image {image.label}", "ask the site to add it to its policy.toml")
+    if not any(_matches(rule, image) for rule in policy.allow):
+        named = " with this digest" if image.tag and image.digest else ""
+        return Refused(
+            f"the site's policy does not allow the image {image.label}{named}", "ask the site to add it to its policy.toml"
+        )
     unknown = [name for name in task.data if name not in config.data]
     if unknown:
         return Refused(f"the site has no data source named {', '.join(unknown)}", "ask the site how its data sources are named")
@@ -42,6 +45,11 @@ def decide(verified: VerifiedTask, policy: Policy, config: NodeConfig) -> Allowe
     if excess:
         return Refused(f"the task asks for {excess}", "ask for less, or ask the site to raise its limits in node.toml")
     return Allowed(image, run_limits(task, config), {name: config.data[name] for name in task.data})
+
+
+def _matches(rule: AllowRule, image: ImageRef) -> bool:
+    """Every name of the image has to match a pattern of the rule as a whole."""
+    return all(any(re.fullmatch(pattern, name) for pattern in rule.images) for name in image.policy_names)
 
 
 def run_limits(task: Task, config: NodeConfig) -> Limits:

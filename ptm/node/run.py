@@ -24,7 +24,7 @@ from ptm.config import ROSTER_MAX_AGE_S, Limits, NodeConfig, Policy
 from ptm.errors import NotAllowed, NotFound, Outdated, PtmError, RunnerError, StoreError, TooLarge, VerificationError
 from ptm.image import parse_image
 from ptm.layout import QueueEntry
-from ptm.model import Refusal, Task
+from ptm.model import Refusal, Task, as_text
 from ptm.node.claims import Claims
 from ptm.node.policy import Allowed, Refused, decide, run_limits
 from ptm.node.runner import Exit, Interrupt, Runner, RunSpec
@@ -91,6 +91,11 @@ def resume(worker: Worker, row: RunRow, interrupted: Ask) -> None:
     decision: Allowed | Ending
     if row.phase == "claimed":
         decision = _judge(worker, AuthenticTask(task, row.task_sha256), interrupted)
+        if isinstance(decision, Allowed) and not worker.claims.take(row.task, row.task_sha256):
+            log.info("task %s: another worker has taken it over", row.task)
+            RunFolder(worker.registry.home, row.task).remove()
+            worker.state.release(row.task)
+            return
     else:
         decision = Allowed(
             parse_image(task.image),
@@ -138,7 +143,7 @@ def _refuse(worker: Worker, entry: QueueEntry, body: bytes, error: PtmError) -> 
             user=entry.user,
             site=worker.registry.me,
             seen_sha256=hashlib.sha256(body).hexdigest(),
-            reason=str(error)[:1000],
+            reason=as_text(str(error)),
             hint=f"somebody changed the queue entry; `ptm task put --task {entry.task}` puts the signed task back",
             created=now_utc(),
         )
@@ -167,12 +172,12 @@ def _go_on(worker: Worker, row: RunRow, task: Task, decision: Allowed | Ending, 
 
 
 def _finish(worker: Worker, row: RunRow, task: Task, ending: Ending) -> None:
-    if ending.state != "completed":
-        shutil.rmtree(RunFolder(worker.registry.home, task.id).path / "outputs", ignore_errors=True)
+    folder = RunFolder(worker.registry.home, task.id)
+    folder.drop("inputs", "download", *(() if ending.state == "completed" else ("outputs",)))
     try:
         spooled = spool_result(worker.registry, worker.state, worker.config.worker, row, task, ending)
     except (NotAllowed, OSError) as e:
-        RunFolder(worker.registry.home, task.id).remove()
+        folder.remove()
         reason = _disk_trouble(e) if isinstance(e, OSError) else f"the outputs could not be sealed: {e}"
         failed = Ending("failed", reason, None, None, ending.image_digest, ending.start_time, ending.end_time)
         spooled = spool_result(worker.registry, worker.state, worker.config.worker, row, task, failed)

@@ -25,7 +25,7 @@ pull = {pull}               # "never": only images that are already on this mach
 """
 _POLICY = """\
 # What this site allows. Rules are read top to bottom; what no rule allows is refused. An empty file allows nothing.
-# images: regular expressions that must match the whole of name:tag (or name@sha256:... where the task gives only a digest).
+# images: regular expressions that must match the whole of name:tag (and of name@sha256:... where a task gives a digest).
 """
 
 
@@ -96,7 +96,9 @@ def _write_checked(path: Path, text: str, kind: type[NodeConfig | Policy]) -> No
     try:
         read_toml(trial, kind)
     except ConfigError as e:
-        raise ConfigError(str(e).replace(str(trial), path.name)) from e
+        raise ConfigError(
+            str(e).replace(str(trial), path.name), hint=(e.hint or "").replace(trial.name, path.name) or None
+        ) from e
     else:
         trial.rename(path)
     finally:
