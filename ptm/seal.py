@@ -81,6 +81,7 @@ def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[M
         pyrage.encrypt_io(plain, cipher, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
     except (OSError, ValueError, SealError, pyrage.EncryptError, pyrage.RecipientError) as e:
         raise _cause(plain, cipher, e, "cannot be sealed") from e
+    _check_streams(plain, cipher)
     return plain.measure(), cipher.measure()
 
 
@@ -95,6 +96,7 @@ def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, l
         pyrage.decrypt_io(cipher, plain, [identity])
     except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
         raise _cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
+    _check_streams(plain, cipher)
     return plain.measure()
 
 
@@ -171,6 +173,16 @@ def _check_header(source: BinaryIO) -> None:
         raise SealError(f"cannot be opened: its header has more than {MAX_HEADER_BYTES} bytes")
 
 
-def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> Exception:
+def _check_streams(*streams: _Meter) -> None:
+    """Raise what a stream raised and age's buffer swallowed: the last write of a small file is one of those."""
+    for stream in streams:
+        if stream.error is not None:
+            raise stream.error
+
+
+def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> BaseException:
+    """What really happened: the stream's own error (a full disk, a Ctrl-C in the middle), else what age says."""
     own = plain.error or cipher.error
-    return own if isinstance(own, (OSError, SealError)) else SealError(f"{text} ({error})")
+    if isinstance(own, OSError | SealError) or (own is not None and not isinstance(own, Exception)):
+        return own
+    return SealError(f"{text} ({error})")
