@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import subprocess
 import sys
@@ -274,11 +273,6 @@ def test_ctrl_c_in_the_middle_is_no_broken_seal() -> None:
         unseal(Interrupted(), io.BytesIO(), identity)
     with pytest.raises(KeyboardInterrupt):
         unseal(io.BytesIO(sealed), Interrupted(), identity)
-
-
-class FullDisk(io.BytesIO):
-    def write(self, data: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 100_000])
