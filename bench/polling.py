@@ -1,5 +1,5 @@
-"""What a poll costs after many finished tasks beside what it cost after none: store operations and seconds, on a
-folder and in one run."""
+"""What the listing of a site's queue, which is all that an idle poll asks of the store besides the roster, costs after many
+finished tasks beside what it cost after none; on a folder and in one run."""
 
 from __future__ import annotations
 

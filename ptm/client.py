@@ -35,11 +35,11 @@ from ptm.tasks import (
     SiteStatus,
     TaskRequest,
     cancel_task,
-    first_problem,
     list_tasks,
     put_task,
     resume_task,
     task_status,
+    unfit,
 )
 
 POLL_S = 0.2
@@ -247,7 +247,7 @@ class Client:
                 time_limit_s=time_limit_s,
             )
         except ValidationError as e:
-            raise UsageError(f"the task is not well-formed: {first_problem(e)}") from e
+            raise unfit(e) from e
         handle = self.put_request(request, {name: value for name, value in given.items() if isinstance(value, bytes)})
         if handle.report:
             raise_for_failed(handle.report)

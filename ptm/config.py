@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from ptm.complaint import complaint
 from ptm.errors import ConfigError, UsageError
 from ptm.files import private_folder, write_atomic
 from ptm.model import Frozen, Kind, Name, RegistryId, Sha256
@@ -258,9 +259,9 @@ def read_toml(path: Path, kind: type[Settings]) -> Settings:
     except FileNotFoundError as e:
         raise ConfigError(f"there is no {path}", hint="`ptm node init` writes the files of a node") from e
     except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}") from e
+        raise ConfigError(f"{path} cannot be read: {e.strerror}", hint="it belongs to the account that runs ptm") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: {e}", hint="the file is TOML, https://toml.io") from e
+        raise ConfigError(f"{path}: {e}", hint=f"{_advice(path, kind)}; its language is TOML, https://toml.io") from e
     if kind is NodeConfig:
         for source in table.get("data", {}).values() if isinstance(table.get("data"), dict) else ():
             if isinstance(source, dict):
@@ -268,9 +269,13 @@ def read_toml(path: Path, kind: type[Settings]) -> Settings:
     try:
         return kind.model_validate(table, strict=False)
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from e
+        raise ConfigError(f"{path}: {complaint(e)}", hint=_advice(path, kind)) from e
+
+
+def _advice(path: Path, kind: type[Frozen]) -> str:
+    if kind is Profile:
+        return f"`ptm join URL --root FINGERPRINT` writes {path.name} again"
+    return f"docs/node.md explains every setting of {path.name}"
 
 
 def toml_string(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ptm.complaint import complaint
 from ptm.config import Home, Profile, read_toml, save_profile
 from ptm.envelope import AnyModel, sign
 from ptm.errors import AlreadyExists, BadKey, NotAllowed, UsageError
@@ -67,9 +68,7 @@ def filled(kind: type[AnyModel], /, **fields: object) -> AnyModel:
     try:
         return kind(**fields)
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from e
+        raise UsageError(complaint(e)) from e
 
 
 def join(store: Store, home: Home, fingerprint: str) -> Profile:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from ulid import ULID
 
 from ptm.errors import BadSignature, Malformed, NotForUs
-from ptm.model import Document, MemberRequest
+from ptm.model import Document, MemberRequest, as_text
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_DEPTH = 16
@@ -137,8 +137,8 @@ def load(kind: type[AnyModel], canonical: bytes) -> AnyModel:
         return kind.model_validate_json(canonical)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise Malformed(f"{kind.__name__.lower()}: {where}: {first['msg']}") from None
+        where = ".".join(str(part)[:60] for part in first["loc"]) or "document"
+        raise Malformed(as_text(f"{kind.__name__.lower()}: {where}: {first['msg']}")) from None
 
 
 def parse_json(raw: bytes) -> object:

@@ -14,8 +14,10 @@ from typing import BinaryIO
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only this account can enter (mode 0700), with its parents; return it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make a folder that only this account can enter (mode 0700), and so its parents where they are missing; return it."""
+    if not path.parent.exists():
+        private_folder(path.parent)
+    path.mkdir(exist_ok=True, mode=0o700)
     return path
 
 

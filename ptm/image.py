@@ -27,8 +27,15 @@ class ImageRef:
 
     @property
     def label(self) -> str:
-        """What a policy's patterns are matched with: `name:tag`, or `name@sha256:…` where there is no tag."""
+        """How the image is called before people: `name:tag`, or `name@sha256:…` where there is no tag."""
         return f"{self.name}:{self.tag}" if self.tag else f"{self.name}@{self.digest}"
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """What a site's policy has to allow, all of it: `name:tag`, and `name@sha256:…` if a digest is given. The digest is
+        what runs, so a tag beside it vouches for nothing."""
+        tagged = (f"{self.name}:{self.tag}",) if self.tag else ()
+        return tagged + ((f"{self.name}@{self.digest}",) if self.digest else ())
 
     @property
     def pull_name(self) -> str:

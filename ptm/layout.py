@@ -46,6 +46,11 @@ class PendingKey:
     digest: str
 
 
+def is_task_id(text: str) -> bool:
+    """Whether a text has the shape of a task's id, a ULID."""
+    return re.fullmatch(_ULID, text) is not None
+
+
 def trust_metadata(file: str) -> str:
     return f"trust/metadata/{file}"
 
@@ -73,6 +78,10 @@ def task_input(user: str, task_id: str, name: str) -> str:
 
 def queue_of(site: str) -> str:
     return f"queue/{site}/"
+
+
+def queue_of_user(site: str, user: str) -> str:
+    return f"queue/{site}/{user}/"
 
 
 def queue(site: str, user: str, task_id: str) -> str:

@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from ptm.complaint import NAME_PATTERN
 from ptm.image import IMAGE_PATTERN
 
 MAX_SITES = 1000
@@ -37,6 +38,7 @@ INLINE_BYTES = 64 * 1024
 INLINE_TOTAL_BYTES = 384 * 1024
 """… as long as all of them together take no more than this, so that the document stays under 1 MiB."""
 MAX_SEALED_BYTES = 2**50
+MAX_TEXT = 2000
 LOG_NAME = "log.txt"
 RESULT_NAME = "result.json"
 TASK_NAME = "task.json"
@@ -45,11 +47,13 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
 def parse_time(value: object) -> datetime:
-    """`2026-11-22T10:30:00Z` to an aware datetime; whole seconds, UTC only (RFC 3339, one spelling)."""
+    """`2026-11-22T10:30:00Z` to an aware datetime; whole seconds, UTC only (RFC 3339, one spelling), not before 1970."""
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise ValueError("a time is written like 2026-11-22T10:30:00Z")
+    if value < "1970":
+        raise ValueError("a time is not before 1970")
     return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
@@ -77,6 +81,12 @@ def _plain_text(text: str) -> str:
     return text
 
 
+def as_text(text: str) -> str:
+    """Words of any origin and length as a `Text`: one line, what is not printable as `?`, cut at the end."""
+    plain = "".join(c if c.isprintable() else " " if c in "\n\t" else "?" for c in text)
+    return plain if len(plain) <= MAX_TEXT else plain[: MAX_TEXT - 1] + "…"
+
+
 def _base64(text: str) -> str:
     try:
         decoded = base64.b64decode(text, validate=True)
@@ -87,7 +97,7 @@ def _base64(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", examples=["maastro"])]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["maastro"])]
 Ulid = Annotated[str, Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$", examples=["01KAMV3ZR5F2J7Q8XG4M1W9ABC"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ImageDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -97,7 +107,7 @@ SignKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Ed25519 p
 AgeKey = Annotated[str, Field(pattern=r"^age1[02-9ac-hj-np-z]{58}$", description="age X25519 recipient")]
 FileName = Annotated[str, AfterValidator(_one_segment), Field(min_length=1, max_length=200)]
 OutputName = Annotated[str, AfterValidator(_one_segment), AfterValidator(_not_reserved), Field(min_length=1, max_length=200)]
-Text = Annotated[str, AfterValidator(_plain_text), Field(max_length=2000)]
+Text = Annotated[str, AfterValidator(_plain_text), Field(max_length=MAX_TEXT)]
 Line = Annotated[str, AfterValidator(_plain_text), Field(min_length=1, max_length=4096)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Base64 = Annotated[str, AfterValidator(_base64), Field(max_length=4 * ((192 * 1024 + 2) // 3))]
@@ -188,7 +198,7 @@ class Task(Document):
     image: Image
     command: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
     env: Annotated[dict[EnvName, Annotated[str, AfterValidator(_plain_text), Field(max_length=4096)]], Field(max_length=64)] = {}
-    workdir: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]{0,1000}$")] | None = None
+    workdir: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]{0,1000}$"), AfterValidator(_plain_text)] | None = None
     resources: Resources = Resources()
     time_limit_s: Annotated[int, Field(ge=1, le=366 * 86400)] | None = None
     data: Annotated[tuple[Name, ...], Field(max_length=64)] = ()

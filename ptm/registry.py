@@ -6,6 +6,7 @@ of `ptm.node.verify` and `ptm.results`. Keys come from `ptm.layout` only."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from ptm import envelope, layout
 from ptm.config import Home, Profile, load_profile
 from ptm.envelope import MAX_DOCUMENT_BYTES, AnyDocument
-from ptm.errors import AlreadyExists, NotAllowed, NotFound, StoreError, TooLarge, TrustError, VerificationError
+from ptm.errors import AlreadyExists, NotAllowed, NotFound, StoreError, TooLarge, TrustError, UsageError, VerificationError
 from ptm.keys import MemberKeys, load_keys
 from ptm.model import Cancel, Claim, Document, Heartbeat, Refusal, SealedFile, Task
 from ptm.notes import MAX_NOTES, ImageApproval, Note, RunRecord
@@ -27,11 +28,14 @@ from ptm.store.base import Store
 from ptm.store.urls import open_store
 from ptm.trust import TrustedRoster, refresh
 
+SHOWS_TASKS = "`ptm task list` shows your tasks"
 MAX_QUEUE = 10_000
 """A poll looks at no more entries than this; the rest is seen when these are gone."""
 MAX_REFUSALS = 20
 MAX_CACHED = 2000
 log = logging.getLogger("ptm.registry")
+MAX_REFUSALS_OF_USER = 4
+"""Notes on one task id for one user: another member's junk under it does not use up the rest."""
 
 
 def now_utc() -> datetime:
@@ -120,11 +124,21 @@ class Registry:
 
     def queue(self, site: str) -> Iterator[layout.QueueEntry | str]:
         """What waits for a site, oldest key first per user, at most `MAX_QUEUE`; a key of any other shape comes back
-        as the text it is."""
-        for count, info in enumerate(self.store.list(layout.queue_of(site))):
-            if count >= MAX_QUEUE:
-                return
-            yield layout.parse_queue(info.key) or info.key
+        as the text it is. One listing; if there is more than that, one for each member, who get the same share each."""
+        keys = [info.key for info in itertools.islice(self.store.list(layout.queue_of(site)), MAX_QUEUE + 1)]
+        if len(keys) > MAX_QUEUE:
+            keys = list(self._shared_queue(site))
+        for key in keys:
+            yield layout.parse_queue(key) or key
+
+    def _shared_queue(self, site: str) -> Iterator[str]:
+        """The first keys of each member's, so that a flood hides nobody else's tasks. What lies under no member's name is
+        left alone until there is room again."""
+        members = self.roster(300).roster.members
+        share = max(1, MAX_QUEUE // max(1, len(members)))
+        for member in members:
+            mine = self.store.list(layout.queue_of_user(site, member.name))
+            yield from (info.key for info in itertools.islice(mine, share))
 
     def dequeue(self, site: str, user: str, task: str) -> None:
         """Take a task and a wish to cancel it out of the queue."""
@@ -163,15 +177,24 @@ class Registry:
         return True
 
     def refuse(self, refusal: Refusal) -> None:
-        """Leave a signed note that what lay in the queue is not what it says. Bounded: a store that keeps at it is
-        not answered for ever."""
-        body = self.sign(refusal)
+        """Leave a signed note that what lay in the queue is not what it says. Bounded, in all and for one user: who
+        keeps at it is not answered for ever."""
+        body, said = self.sign(refusal), 0
         for number in range(MAX_REFUSALS):
+            key = layout.refusal(self.me, refusal.task, number)
             try:
-                self.store.create(layout.refusal(self.me, refusal.task, number), body)
+                self.store.create(key, body)
             except AlreadyExists:
-                continue
+                said += self._is_note_for(key, refusal.user)
+                if said < MAX_REFUSALS_OF_USER:
+                    continue
             return
+
+    def _is_note_for(self, key: str, user: str) -> bool:
+        try:
+            return self.read_own(key, Refusal).user == user
+        except (VerificationError, NotFound, TooLarge):
+            return False
 
     # what people are waited for, and decide
 
@@ -248,28 +271,37 @@ class Registry:
     # a researcher's tasks
 
     def task_bytes(self, task: str) -> bytes:
-        """The signed task as the researcher recorded it. `NotFound` with a hint."""
+        """The signed task as the researcher recorded it. `UsageError` for what is no task id, `NotFound` with a hint."""
+        if not layout.is_task_id(task):
+            raise UsageError(f"{task!r} is not a task's id, which has 26 letters and digits", hint=SHOWS_TASKS)
         try:
             return self.read_raw(layout.task(self.me, task))
         except NotFound:
-            raise NotFound(f"{self.me} has no task {task}", hint="`ptm task list` shows your tasks") from None
+            raise NotFound(f"{self.me} has no task {task}", hint=SHOWS_TASKS) from None
 
     def own_task(self, task: str) -> tuple[Task, str]:
         """A task of this member's own, verified with its own key, and its digest."""
-        parsed = envelope.parse(self.task_bytes(task))
+        document, digest, _ = self.own_record(task)
+        return document, digest
+
+    def own_record(self, task: str) -> tuple[Task, str, bytes]:
+        """The same, with the very bytes that were verified."""
+        body = self.task_bytes(task)
+        parsed = envelope.parse(body)
         document = envelope.verify(parsed, Task, self.id, self.keys.sign_key)
         if document.id != task:
             raise NotAllowed(
                 f"the record of task {task} holds another task ({document.id})", hint="somebody swapped objects in the bucket"
             )
-        return document, parsed.sha256
+        return document, parsed.sha256, body
 
     def cancel(self, site: str, cancel: Cancel) -> None:
-        """Ask a site to cancel. No error if it was asked before."""
+        """Ask a site to cancel. No error if it was asked before; `VerificationError` if something else lies there."""
+        key = layout.cancel(site, self.me, cancel.task)
         try:
-            self.store.create(layout.cancel(site, self.me, cancel.task), self.sign(cancel))
+            self.store.create(key, self.sign(cancel))
         except AlreadyExists:
-            return
+            self.read_own(key, Cancel)
 
     def refusals(self, site: str, task: str, roster: TrustedRoster) -> list[Refusal]:
         """A site's notes that it found something else than this member's task; those of other users' making are left out."""

@@ -6,9 +6,13 @@ verified. `verify_folder` does the same again later, offline, from the saved env
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +27,10 @@ from ptm.model import RESULT_NAME, TASK_NAME, PlainFile, Result, Task
 from ptm.registry import Registry
 from ptm.seal import check_plain, measure, open_manifest, unseal
 from ptm.trust import TrustedRoster
+
+BUILDING = ".ptm-"
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+"""What a rename says when something has come into its place meanwhile: another fetch, or what does not belong there."""
 
 
 @dataclass(frozen=True)
@@ -64,33 +72,82 @@ def save_result(
     member = roster.active(site)
     result = believe(raw, site, task, task_sha256, member.sign_key)
     place = into / site
-    if place.exists():
+    if os.path.lexists(place):
         return _same_again(registry, place, raw, site, task, task_sha256, member.sign_key)
     into.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=into, prefix=".ptm-"))
     try:
-        _fill(registry, building, result)
-        write_atomic(building / TASK_NAME, registry.task_bytes(task.id))
-        write_atomic(building / RESULT_NAME, raw)
-        building.chmod(0o777 & ~_umask_of(building / RESULT_NAME))
-        building.rename(place)
-        sync_folder(into)
+        with _building(into) as building:
+            _fill(registry, building, result)
+            write_atomic(building / TASK_NAME, _record(registry, task, task_sha256))
+            write_atomic(building / RESULT_NAME, raw)
+            building.chmod(0o777 & ~_umask_of(building / RESULT_NAME))
+            building.rename(place)
+            sync_folder(into)
+    except OSError as e:
+        if e.errno not in _TAKEN:
+            raise
+        return _same_again(registry, place, raw, site, task, task_sha256, member.sign_key)
+    return SavedResult(result, place)
+
+
+@contextlib.contextmanager
+def _building(into: Path) -> Iterator[Path]:
+    """A new folder in `into`, removed on an error. It is locked while it is filled, so what a killed fetch left is told from what
+    another fetch is at work on; the former is removed first."""
+    for left in into.glob(f"{BUILDING}*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    building, lock = _locked_folder(into)
+    try:
+        yield building
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    return SavedResult(result, place)
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(into: Path) -> tuple[Path, int]:
+    """Made anew if another fetch takes it for a leftover before it is locked."""
+    while True:
+        building = Path(tempfile.mkdtemp(dir=into, prefix=BUILDING))
+        with contextlib.suppress(FileNotFoundError):
+            lock = _lock(building, fcntl.LOCK_EX)
+            if building.exists():
+                return building, lock
+            os.close(lock)
+
+
+def _lock(folder: Path, how: int) -> int:
+    """An open descriptor that holds the lock. `OSError` if another has it, and if this is no folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def verify_folder(registry: Registry, roster: TrustedRoster, folder: Path) -> list[SavedResult | tuple[Path, PtmError]]:
     """Check every site's folder below a folder again, offline. A folder that fails comes back with its error."""
     found: list[SavedResult | tuple[Path, PtmError]] = []
-    places = sorted(path.parent for path in folder.glob(f"*/{RESULT_NAME}"))
-    for place in places:
+    for place in sorted(path for path in folder.iterdir() if _is_of_a_site(path, roster)):
         try:
             found.append(_verify_saved(registry, roster, place))
         except PtmError as e:
             found.append((place, e))
     return found
+
+
+def _is_of_a_site(path: Path, roster: TrustedRoster) -> bool:
+    """Also one from which the envelope was taken away; not one that a fetch is still building."""
+    if not path.is_dir() or path.name.startswith(BUILDING):
+        return False
+    member = roster.member(path.name)
+    return (path / RESULT_NAME).exists() or (member is not None and member.kind in ("site", "party"))
 
 
 def _verify_saved(registry: Registry, roster: TrustedRoster, place: Path) -> SavedResult:
@@ -117,6 +174,14 @@ def _same_again(
     result = believe(raw, site, task, task_sha256, sign_key)
     _check_files(registry, place, result)
     return SavedResult(result, place)
+
+
+def _record(registry: Registry, task: Task, task_sha256: str) -> bytes:
+    """The task's record as the registry has it now, if it is still the task."""
+    _, digest, body = registry.own_record(task.id)
+    if digest != task_sha256:
+        raise DigestMismatch(f"the record of task {task.id} was exchanged", hint="somebody changes objects in the bucket")
+    return body
 
 
 def _fill(registry: Registry, building: Path, result: Result) -> None:

@@ -22,6 +22,8 @@ from ptm.errors import DigestMismatch, SealError
 from ptm.model import INLINE_BYTES, PlainFile, SealedFile, SealedManifest
 
 MAX_MANIFEST_BYTES = 160 * 1024
+MAX_HEADER_BYTES = 128 * 1024
+"""An age file's header has about 100 bytes for each of its recipients, of whom a task has `MAX_SITES` + 1 at most."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,22 @@ def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[M
         pyrage.encrypt_io(plain, cipher, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
     except (OSError, ValueError, SealError, pyrage.EncryptError, pyrage.RecipientError) as e:
         raise _cause(plain, cipher, e, "cannot be sealed") from e
+    _check_streams(plain, cipher)
     return plain.measure(), cipher.measure()
 
 
 def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, limit: int | None = None) -> Measure:
-    """Decrypt a stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
+    """Decrypt a seekable stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
 
     `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
     throws away."""
+    _check_header(source)
     cipher, plain = _Meter(source), _Meter(sink, limit)
     try:
         pyrage.decrypt_io(cipher, plain, [identity])
     except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
         raise _cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
+    _check_streams(plain, cipher)
     return plain.measure()
 
 
@@ -158,6 +163,26 @@ def measure(stream: BinaryIO) -> Measure:
     return meter.measure()
 
 
-def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> Exception:
+def _check_header(source: BinaryIO) -> None:
+    """`SealError` for an endless header, before age looks at it: parsing one takes time that grows with its length squared.
+    Within one, no line but the last starts with `---`."""
+    start = source.tell()
+    head = source.read(MAX_HEADER_BYTES)
+    source.seek(start)
+    if len(head) == MAX_HEADER_BYTES and b"\n---" not in head:
+        raise SealError(f"cannot be opened: its header has more than {MAX_HEADER_BYTES} bytes")
+
+
+def _check_streams(*streams: _Meter) -> None:
+    """Raise what a stream raised and age's buffer swallowed: the last write of a small file is one of those."""
+    for stream in streams:
+        if stream.error is not None:
+            raise stream.error
+
+
+def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> BaseException:
+    """What really happened: the stream's own error (a full disk, a Ctrl-C in the middle), else what age says."""
     own = plain.error or cipher.error
-    return own if isinstance(own, (OSError, SealError)) else SealError(f"{text} ({error})")
+    if isinstance(own, OSError | SealError) or (own is not None and not isinstance(own, Exception)):
+        return own
+    return SealError(f"{text} ({error})")

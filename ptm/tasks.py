@@ -20,9 +20,20 @@ from typing import Annotated, BinaryIO
 from pydantic import Field, ValidationError
 
 from ptm import envelope, layout
+from ptm.complaint import complaint
 from ptm.config import MAX_LIFETIME_S
 from ptm.envelope import load, parse_json
-from ptm.errors import AlreadyExists, Malformed, NotFound, PtmError, StoreError, UsageError, VerificationError
+from ptm.errors import (
+    AlreadyExists,
+    Malformed,
+    NotFound,
+    PtmError,
+    StoreError,
+    TooLarge,
+    Unreachable,
+    UsageError,
+    VerificationError,
+)
 from ptm.image import parse_image
 from ptm.model import (
     INLINE_TOTAL_BYTES,
@@ -95,7 +106,7 @@ def read_request(path: Path) -> TaskRequest:
     try:
         raw = path.read_bytes()
     except OSError as e:
-        raise UsageError(f"{path} cannot be read: {e.strerror}") from e
+        raise UsageError(f"{path} cannot be read: {e.strerror}", hint="docs/format.md shows a task file") from e
     try:
         parse_json(raw)
         request = load(TaskRequest, raw)
@@ -149,7 +160,7 @@ def put_task(registry: Registry, request: TaskRequest, inputs: Mapping[str, byte
             )
             body = registry.sign(task)
         except (ValidationError, Malformed) as e:
-            raise UsageError(f"the task is not well-formed: {first_problem(e)}") from e
+            raise unfit(e) from e
         for file in sealed:
             if file.content is None:
                 with (Path(folder) / f"{file.name}.age").open("rb") as cipher:
@@ -160,10 +171,10 @@ def put_task(registry: Registry, request: TaskRequest, inputs: Mapping[str, byte
 
 def resume_task(registry: Registry, task_id: str) -> PutReport:
     """Put a task that was recorded before into the queue of every site that has neither it nor a result yet."""
-    task, _ = registry.own_task(task_id)
+    task, _, body = registry.own_record(task_id)
     if task.expires <= now_utc():
         raise UsageError(f"task {task_id} has expired", hint="put a new task")
-    return _fan_out(registry, task, registry.task_bytes(task_id))
+    return _fan_out(registry, task, body)
 
 
 def cancel_task(registry: Registry, task_id: str, reason: str = "") -> PutReport:
@@ -180,7 +191,7 @@ def list_tasks(registry: Registry) -> list[Task]:
     def read(task_id: str) -> Task | None:
         try:
             return registry.own_task(task_id)[0]
-        except (VerificationError, NotFound):
+        except (VerificationError, NotFound, TooLarge):
             return None
 
     with ThreadPoolExecutor(PARALLEL) as pool:
@@ -202,6 +213,16 @@ def _waiting(asked: Note) -> SiteStatus:
 
 
 def _site_status(registry: Registry, roster: TrustedRoster, task: Task, site: str) -> SiteStatus:
+    """What is there of a site's. An outage is raised; an object that cannot be had is that one site's affair."""
+    try:
+        return _look_at(registry, roster, task, site)
+    except Unreachable:
+        raise
+    except StoreError as e:
+        return SiteStatus(site, "unverified", f"what {site} has written cannot be read: {e}")
+
+
+def _look_at(registry: Registry, roster: TrustedRoster, task: Task, site: str) -> SiteStatus:
     try:
         result = registry.read(layout.result(site, task.id), Result, site, roster)
         return SiteStatus(site, result.state, result.reason)
@@ -242,7 +263,7 @@ def check_request(registry: Registry, roster: TrustedRoster, request: TaskReques
     try:
         parse_image(request.image)
     except ValueError as e:
-        raise UsageError(str(e)) from e
+        raise UsageError(str(e), hint="--image NAME:TAG, for example myConsortium/count:1") from e
 
 
 def _sources(request: TaskRequest, inputs: Mapping[str, bytes]) -> dict[str, Callable[[], BinaryIO]]:
@@ -250,11 +271,13 @@ def _sources(request: TaskRequest, inputs: Mapping[str, bytes]) -> dict[str, Cal
     sources: dict[str, Callable[[], BinaryIO]] = {name: partial(io.BytesIO, data) for name, data in inputs.items()}
     for name, path in request.inputs.items():
         if not path.is_file():
-            raise UsageError(f"input {path} is not there, or not a file")
+            raise UsageError(
+                f"input {path} is not there, or not a file", hint="--input takes the path of a file; pack a folder into one"
+            )
         try:
             path.open("rb").close()
         except OSError as e:
-            raise UsageError(f"input {path} cannot be read: {e.strerror}") from e
+            raise UsageError(f"input {path} cannot be read: {e.strerror}", hint="--input takes files that you may read") from e
         sources[name] = partial(_open, path)
     if len(sources) > MAX_FILES:
         raise UsageError(f"a task takes at most {MAX_FILES} inputs", hint="pack them into one file")
@@ -282,7 +305,7 @@ def _seal_inputs(
         try:
             PlainFile(name=name, size=0, sha256="0" * 64)
         except ValidationError as e:
-            raise UsageError(f"input name {name!r}: {first_problem(e)}") from e
+            raise UsageError(f"input name {name!r}: {complaint(e)}", hint="--input NAME=FILE gives it another name") from e
         with opened() as clear:
             listed, file = seal_file(clear, folder / f"{name}.age", name, recipients, room)
         plain.append(listed)
@@ -327,10 +350,7 @@ def _at_sites(registry: Registry, task: Task, act: Callable[[str], None]) -> Put
     )
 
 
-def first_problem(error: ValidationError | Malformed) -> str:
-    """What is wrong with a value, in one line, from pydantic's first complaint."""
-    if isinstance(error, Malformed):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}" if where else first["msg"].removeprefix("Value error, ")
+def unfit(error: ValidationError | Malformed) -> UsageError:
+    """The error for a task that cannot be."""
+    problem = complaint(error) if isinstance(error, ValidationError) else str(error)
+    return UsageError(f"the task is not well-formed: {problem}", hint="`ptm task put --help` has examples")

@@ -25,6 +25,8 @@ class CommandLine:
 
     folder: Path
     variables: Mapping[str, str] | None = None
+    prefix: tuple[str, ...] = ()
+    """A command that runs the command, such as `setpriv`."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -35,7 +37,7 @@ class CommandLine:
     def run(self, *words: str, timeout: float = 120) -> Answer:
         """One command; never raises for its exit code."""
         done = subprocess.run(
-            [sys.executable, "-m", "ptm", *words],
+            [*self.prefix, sys.executable, "-m", "ptm", *words],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ptm"
 LAYERS = [
-    ["errors", "image", "files"],
+    ["errors", "image", "files", "complaint"],
     ["model", "store"],
     ["config", "layout", "envelope", "notes"],
     ["keys", "seal"],
@@ -69,7 +69,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from ptm.cli.main import run; run(['--help']); "
-        "heavy = ('boto3', 'tuf', 'docker', 'pydantic', 'rich', 'cryptography', 'aiohttp', 'numpy'); "
+        "heavy = ('click', 'boto3', 'tuf', 'docker', 'pydantic', 'rich', 'cryptography', 'aiohttp', 'numpy'); "
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -299,6 +299,7 @@ def test_all_that_may_travel_inside_fits_into_a_document() -> None:
         "2026-13-22T10:30:00Z",
         "2026-02-30T10:30:00Z",
         "2026-11-22T10:30:60Z",
+        "1969-12-31T23:59:59Z",
         "٢٠٢٦-11-22T10:30:00Z",
         "2026-11-22T10:30:00Z\n",
         1763807400,
@@ -310,7 +311,7 @@ def test_a_time_has_one_spelling(text: object) -> None:
         TypeAdapter(Time).validate_json(json.dumps(text))
 
 
-@given(st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)))
+@given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)))
 def test_property_a_time_survives_to_the_second(moment: datetime) -> None:
     whole = moment.replace(microsecond=0)
     assert parse_time(format_time(whole)) == whole

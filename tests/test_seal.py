@@ -249,3 +249,38 @@ def test_50_mib_are_sealed_and_opened_in_constant_memory(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 12 * 1024
     assert (tmp_path / "clear").stat().st_size == SIZE
+
+
+class Interrupted(io.BytesIO):
+    """A stream in whose reading or writing the user presses Ctrl-C."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise KeyboardInterrupt
+
+    def write(self, data: object) -> int:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_the_middle_is_no_broken_seal() -> None:
+    identity = pyrage.x25519.Identity.generate()
+    recipients = [str(identity.to_public())]
+    sealed = seal_bytes(b"x" * 100_000, recipients)
+    with pytest.raises(KeyboardInterrupt):
+        seal(Interrupted(), io.BytesIO(), recipients)
+    with pytest.raises(KeyboardInterrupt):
+        seal(io.BytesIO(b"x"), Interrupted(), recipients)
+    with pytest.raises(KeyboardInterrupt):
+        unseal(Interrupted(), io.BytesIO(), identity)
+    with pytest.raises(KeyboardInterrupt):
+        unseal(io.BytesIO(sealed), Interrupted(), identity)
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 100_000])
+def test_a_full_disk_under_a_seal_is_noticed_whatever_the_size(size: int) -> None:
+    """pyrage drops the error of the last write of its buffer."""
+    identity = pyrage.x25519.Identity.generate()
+    sealed = seal_bytes(b"x" * size, [str(identity.to_public())])
+    with pytest.raises(OSError, match="No space"):
+        seal(io.BytesIO(b"x" * size), FullDisk(), [str(identity.to_public())])
+    with pytest.raises(OSError, match="No space"):
+        unseal(io.BytesIO(sealed), FullDisk(), identity)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptm.cli.pages import Command
 from ptm.cli.show import json_option, note, print_json
 from ptm.errors import UsageError
 
@@ -38,7 +39,7 @@ WHAT_LIES_THERE = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--runner",
     type=click.Choice(["auto", "docker", "process"]),
@@ -55,6 +56,7 @@ WHAT_LIES_THERE = {
 )
 @click.option(
     "--output",
+    metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     default="demo-out",
     show_default=True,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
+from ptm.cli.pages import Command, Group
 from ptm.cli.show import clean, json_option, note, print_json, print_table
-from ptm.model import Kind
 
 if TYPE_CHECKING:
-    from ptm.model import Member, MemberRequest
+    from ptm.model import Kind, Member, MemberRequest
+
+KINDS = ("researcher", "site", "party", "coordinator")
+"""`ptm.model.Kind`, here once more, so that help needs no pydantic."""
 
 
-@click.group()
+@click.group(cls=Group)
 def member() -> None:
     """Ask for membership; admit, revoke and list members.
 
@@ -26,10 +29,18 @@ def member() -> None:
 
 
 @member.command()
-@click.option("--name", required=True, help="Your name in the registry: a-z, 0-9 and '-'.")
-@click.option("--kind", required=True, type=click.Choice(get_args(Kind)), help="What you are.")
+@click.option("--name", required=True, metavar="NAME", help="Your name in the registry: a-z, 0-9 and '-'.")
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(KINDS),
+    metavar="KIND",
+    help=f"What you are: {', '.join(KINDS)}.",
+)
 @click.option("--organisation", default="", help="Your organisation, as the roster shows it.")
-@click.option("-o", "output", type=click.Path(path_type=Path), help="File to write.  [default: NAME.request.json]")
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="File to write.  [default: NAME.request.json]"
+)
 @click.pass_obj
 def request(home: str | None, name: str, kind: Kind, organisation: str, output: Path | None) -> None:
     """Make your keys, and a request with their public halves for the coordinator.
@@ -51,7 +62,7 @@ def request(home: str | None, name: str, kind: Kind, organisation: str, output: 
 
 
 @member.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--yes", is_flag=True, help="Do not ask (in a terminal).")
 @json_option
 @click.pass_obj
@@ -82,9 +93,9 @@ def admit(home: str | None, files: tuple[Path, ...], yes: bool, as_json: bool) -
 @json_option
 @click.pass_obj
 def revoke(home: str | None, names: tuple[str, ...], as_json: bool) -> None:
-    """Revoke members: all of them or none. It takes effect at each member's next look at the roster.
+    """Revoke members: all of them or none.
 
-    The names and keys are never given out again.
+    It takes effect at each member's next look at the roster. The names and keys are never given out again.
 
     \b
     Example:  ptm member revoke alice
@@ -118,13 +129,15 @@ def list_members(home: str | None, as_json: bool) -> None:
     _print_members(trusted.roster.members, as_json)
 
 
-@click.command()
-@click.argument("url")
+@click.command(cls=Command)
+@click.argument("url", metavar="URL")
 @click.option("--root", required=True, metavar="FINGERPRINT", help="The root's fingerprint, 64 hex digits, from the coordinator.")
 @json_option
 @click.pass_obj
 def join(home: str | None, url: str, root: str, as_json: bool) -> None:
-    """Join the registry at URL, once the coordinator has admitted you. May be given again.
+    """Join the registry at URL, once the coordinator has admitted you.
+
+    May be given again, for example after the registry has moved to another URL.
 
     Get the fingerprint from the coordinator by another way than the bucket: it is what all trust rests on.
 

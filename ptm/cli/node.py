@@ -11,14 +11,15 @@ import click
 from ptm.cli.arguments import name_and_value
 from ptm.cli.node_decide import COMMANDS as DECIDE
 from ptm.cli.node_policy import policy
-from ptm.cli.show import note
+from ptm.cli.pages import Group
+from ptm.cli.show import clean, note
 from ptm.errors import UsageError
 
 if TYPE_CHECKING:
-    pass
+    import logging
 
 
-@click.group()
+@click.group(cls=Group)
 def node() -> None:
     """Set up, check and run a site's node."""
 
@@ -50,7 +51,7 @@ for command in DECIDE:
     metavar="NAME=FILE",
     help="The token or password of a data source: a file of mode 0600 that stays where it is; repeat.",
 )
-@click.option("--runner", type=click.Choice(["docker", "process"]), default="docker", show_default=True)
+@click.option("--runner", type=click.Choice(["docker", "process"]), default="docker", show_default=True, help="What runs a task.")
 @click.option("--unsafe-no-sandbox", is_flag=True, help="Confirm that the process runner does not protect this machine.")
 @click.option(
     "--process-image",
@@ -63,8 +64,8 @@ for command in DECIDE:
     "--mirror",
     "mirrors",
     multiple=True,
-    metavar="PREFIX=PREFIX",
-    help="Get images whose name starts with the first from the second; repeat.",
+    metavar="PREFIX=WHERE",
+    help="Where to pull images from whose name starts with PREFIX; repeat.",
 )
 @click.option("--gateway-image", metavar="NAME:TAG", help="Any image with python3; needed for data sources that are no files.")
 @click.option(
@@ -74,15 +75,16 @@ for command in DECIDE:
     show_default=True,
     help="never: only images already on this machine.",
 )
-@click.option("--parallel", type=click.IntRange(1, 256), default=2, show_default=True, help="Runs at once.")
-@click.option("--worker", metavar="NAME", help="This worker's name [default: made from the site's].")
+@click.option("--parallel", type=click.IntRange(1, 256), default=2, show_default=True, metavar="N", help="Runs at once.")
+@click.option("--worker", metavar="NAME", help="This worker's name.  [default: made from the site's]")
 @click.pass_obj
 def init(home: str | None, /, images: tuple[str, ...], data: tuple[str, ...], worker: str | None, **flags: Any) -> None:
     """Write node.toml and policy.toml into the home, for you to edit.
 
     \b
     Examples:
-      ptm node init --image 'myConsortium/.*:.*' --data cohort=/data/cohort.csv
+      ptm node init --image 'myConsortium/.*:.*' --data cohort=/data/cohort.csv \\
+                    --mirror myConsortium=registry.example/myconsortium
       ptm node init --runner process --unsafe-no-sandbox \\
                     --image 'demo/.*:.*' --process-image 'demo/count:1=./count'
     """
@@ -93,6 +95,7 @@ def init(home: str | None, /, images: tuple[str, ...], data: tuple[str, ...], wo
     profile = load_profile(place)
     if profile.kind not in ("site", "party"):
         raise UsageError(f"{profile.member} is a {profile.kind}, and only a site has a node", hint="is --home the right one?")
+    _check_flags(data, flags)
     write_node_files(
         place,
         worker=worker or default_worker(profile.member),
@@ -164,6 +167,7 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     Example:
       ptm node watch --once
     """
+    import os
     import signal
     import threading
 
@@ -185,13 +189,45 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
         signal.signal(number, lambda *_: stop.set())
     if config.runner == "process":
         note("ptm: warning: the process runner is no sandbox: tasks run with this account's rights")
-    Node(place, registry, config, policy, make_runner(config, registry.id, registry.me, place)).watch(stop, once=once)
+    made = Node(place, registry, config, policy, make_runner(config, registry.id, registry.me, place))
+    if not made.watch(stop, once=once):
+        os._exit(0)  # an upload hangs, in threads of the SDK that Python would wait for; the next start makes it good
+
+
+def _check_flags(data: tuple[str, ...], flags: dict[str, Any]) -> None:
+    """What the files would be refused for, said in terms of flags."""
+    if flags["runner"] == "process" and not flags["unsafe_no_sandbox"]:
+        raise UsageError(
+            "the process runner is no sandbox: a task could read and change all that this account can",
+            hint="use containers, or for simulation confirm it with --unsafe-no-sandbox",
+        )
+    if flags["runner"] == "docker" and not flags["gateway_image"] and any("://" in text for text in data):
+        raise UsageError(
+            "a SPARQL data source needs gateway_image, an image with python3 that forwards to it",
+            hint="--gateway-image python:3.12-slim, or any image with python3 that the engine can get",
+        )
+
+
+def plain_formatter() -> logging.Formatter:
+    """One line for a message, whoever's words are in it, and no control character in any line."""
+    import logging
+
+    class Plain(logging.Formatter):
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return clean(super().formatMessage(record))
+
+        def formatException(self, ei: Any) -> str:
+            return "\n".join(clean(line) for line in super().formatException(ei).split("\n"))
+
+    return Plain("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
 
 
 def _log_to_stderr(verbose: bool) -> None:
     import logging
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(plain_formatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("ptm").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ptm.cli.pages import Group
 from ptm.cli.show import json_option, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ WARN_DAYS = {"root": 30, "targets": 21, "snapshot": 21, "timestamp": 10}
 """Fewer days than these to an expiry are warned of."""
 
 
-@click.group()
+@click.group(cls=Group)
 def registry() -> None:
     """Make, show, probe and renew a registry.
 
@@ -27,18 +28,25 @@ def registry() -> None:
 
 
 @registry.command()
-@click.argument("url")
-@click.option("--name", default="", help="What people call this registry.")
-@click.option("--member-name", default="coordinator", show_default=True, help="Your own name in the roster.")
+@click.argument("url", metavar="URL")
+@click.option("--name", default="", metavar="TEXT", help="What people call this registry.")
+@click.option("--member-name", default="coordinator", show_default=True, metavar="NAME", help="Your own name in the roster.")
 @click.option("--organisation", default="", help="Your organisation, as the roster shows it.")
 @click.option(
     "--root-key",
     "root_keys",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Private key file (PEM) of the root; made if it is not there. May be given several times.  [default: keys/root.pem]",
+    help="Private key file (PEM) of the root; made if it is not there; repeat for several.  [default: keys/root.pem]",
 )
-@click.option("--threshold", default=1, show_default=True, type=click.IntRange(1), help="How many root keys have to sign a root.")
+@click.option(
+    "--threshold",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many root keys have to sign a root.",
+)
 @click.pass_obj
 def create(
     home: str | None, url: str, name: str, member_name: str, organisation: str, root_keys: tuple[Path, ...], threshold: int
@@ -52,7 +60,8 @@ def create(
     Examples:
       ptm registry create file:///srv/registry
       ptm registry create 's3://study?endpoint_url=https://minio.example:9000'
-      ptm registry create file:///srv/registry --root-key a.pem --root-key b.pem --root-key c.pem --threshold 2
+      ptm registry create file:///srv/registry --threshold 2 \\
+                          --root-key a.pem --root-key b.pem --root-key c.pem
     """
     from ptm.config import find_home
     from ptm.coordinator import create_registry
@@ -133,7 +142,9 @@ def show(home: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def renew(home: str | None, as_json: bool) -> None:
-    """Sign the roster again, so that it does not expire. Once a week is plenty; monthly is the least.
+    """Sign the roster again, so that it does not expire.
+
+    Once a week is plenty; once in 30 days is the least. When it has expired, nobody works until it is renewed.
 
     A list of reviewed images that has its signatures is published on the way.
 
@@ -196,15 +207,22 @@ def reviewers(home: str | None, add: tuple[str, ...], remove: tuple[str, ...], t
     "add",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Private key file (PEM) that joins the root; made if it is not there.",
+    help="Private key file (PEM) that joins the root; made if it is not there; repeat.",
 )
-@click.option("--remove-key", "remove", multiple=True, metavar="KEYID|FILE", help="Root key that leaves, by id or by its file.")
-@click.option("--threshold", type=click.IntRange(1), help="How many root keys have to sign from now on.  [default: as before]")
+@click.option(
+    "--remove-key", "remove", multiple=True, metavar="KEYID|FILE", help="Root key that leaves, by id or by its file; repeat."
+)
+@click.option(
+    "--threshold",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many root keys have to sign from now on.  [default: as before]",
+)
 @click.option(
     "--sign-with",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Root key file to sign with; the old root's threshold is needed.  [default: keys/root.pem]",
+    help="Root key file to sign with; repeat until the old root's threshold is met.  [default: keys/root.pem]",
 )
 @click.pass_obj
 def rotate_root(
@@ -217,7 +235,8 @@ def rotate_root(
     \b
     Examples:
       ptm registry rotate-root
-      ptm registry rotate-root --add-key new.pem --remove-key old.pem --sign-with old.pem
+      ptm registry rotate-root --add-key new.pem --remove-key old.pem \\
+                               --sign-with old.pem
     """
     from ptm import coordinator
     from ptm.config import find_home, load_profile

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptm.cli.pages import Group
 from ptm.cli.show import json_option, note, print_json, print_table
 from ptm.errors import RunFailed, UsageError, VerificationError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = ("site", "state", "exit code", "duration", "files", "image digest", "reason")
 
 
-@click.group()
+@click.group(cls=Group)
 def results() -> None:
     """Fetch, list and verify results."""
 
@@ -28,12 +29,13 @@ def results() -> None:
     "-o",
     "--output",
     "folder",
+    metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to put them [default: a folder named as the task].",
+    help="Where to put them.  [default: a folder named as the task]",
 )
 @click.option("--wait", is_flag=True, help="Wait until every site has answered.")
 @click.option(
-    "--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: no longer than this [default: for ever]."
+    "--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: no longer than this.  [default: for ever]"
 )
 @json_option
 @click.pass_obj

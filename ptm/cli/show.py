@@ -22,7 +22,7 @@ def print_json(value: object) -> None:
 
 def note(text: str) -> None:
     """Something a person wants to know, and a pipe does not."""
-    click.echo(text, err=True)
+    click.echo("\n".join(clean(line) for line in text.split("\n")), err=True)
 
 
 def clean(text: str) -> str:

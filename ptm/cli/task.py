@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.arguments import name_and_value
+from ptm.cli.pages import Group
 from ptm.cli.show import clean, json_option, note, print_json, print_table
 from ptm.errors import UsageError
 
@@ -16,28 +17,28 @@ if TYPE_CHECKING:
     from ptm.tasks import PutReport, TaskRequest
 
 
-@click.group()
+@click.group(cls=Group)
 def task() -> None:
     """Put, list, show and cancel tasks."""
 
 
 @task.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, metavar="[FILE]", type=click.Path(path_type=Path))
 @click.option("--image", metavar="NAME:TAG", help="Container image, by tag or by digest.")
 @click.option("--site", "sites", multiple=True, metavar="NAME", help="A site to run at; repeat for several.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="[NAME=]FILE", help="An input file, sealed to the sites; repeat for several."
 )
 @click.option("--data", multiple=True, metavar="NAME", help="A data source to ask the sites for; repeat for several.")
-@click.option("--purpose", default=None, help="What it is for; the site's steward reads this.")
+@click.option("--purpose", metavar="TEXT", help="What it is for; the site's steward reads this.")
 @click.option("--study", metavar="NAME", help="The study it belongs to; a site may allow some studies only.")
 @click.option("--expires", metavar="DURATION", help="When it lapses if not run: 90m, 12h, 7d, 2w.")
 @click.option("--command", "command_text", metavar="WORDS", help="Arguments for the image, split as a shell would.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the container. Not secret: it travels in clear.")
 @click.option("--workdir", metavar="DIR", help="Working directory in the container.")
-@click.option("--cpu-cores", type=int, help="CPU cores to ask for.")
-@click.option("--ram-gb", type=float, help="Memory to ask for, in GB.")
-@click.option("--disk-gb", type=float, help="Disk to ask for, in GB.")
+@click.option("--cpu-cores", type=int, metavar="N", help="CPU cores to ask for.")
+@click.option("--ram-gb", type=float, metavar="GB", help="Memory to ask for.")
+@click.option("--disk-gb", type=float, metavar="GB", help="Disk to ask for.")
 @click.option("--time-limit", metavar="DURATION", help="Time to ask for: 90s, 15m, 2h.")
 @click.option("--task", "task_id", metavar="TASK", help="Finish putting this task; makes no second one.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
@@ -49,9 +50,10 @@ def put(home: str | None, /, file: Path | None, task_id: str | None, dry_run: bo
     site and to you; image, command, env and purpose can be read by whoever runs the bucket.
 
     \b
-    Example:
+    Examples:
       ptm task put --image myConsortium/count:1 --site maastro --input params.json \\
                    --data cohort --purpose "Count patients" --expires 7d
+      ptm task put task.json --site maastro --site umcu
     """
     from ptm.client import Client, raise_for_failed
     from ptm.tasks import check_request, put_task, resume_task
@@ -132,7 +134,7 @@ def show(home: str | None, /, task_id: str, as_json: bool) -> None:
 
 @task.command()
 @click.argument("task_id", metavar="TASK")
-@click.option("--reason", default="", help="Why; the sites see it.")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the sites see it.")
 @click.pass_obj
 def cancel(home: str | None, /, task_id: str, reason: str) -> None:
     """Ask every site that has no result yet to cancel a task.
@@ -165,7 +167,7 @@ def _request(file: Path | None, flags: dict[str, Any]) -> TaskRequest:
     """One request from a task file and flags; what the flags say replaces what the file says."""
     from pydantic import ValidationError
 
-    from ptm.tasks import TaskRequest, first_problem, read_request
+    from ptm.tasks import TaskRequest, read_request, unfit
 
     said = _from_flags(flags)
     if file is not None:
@@ -176,7 +178,7 @@ def _request(file: Path | None, flags: dict[str, Any]) -> TaskRequest:
     try:
         return TaskRequest.model_validate(said)
     except ValidationError as e:
-        raise UsageError(f"the task is not well-formed: {first_problem(e)}") from e
+        raise unfit(e) from e
 
 
 def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ulid import ULID
 from ptm.config import ROSTER_MAX_AGE_S
 from ptm.errors import Outdated, PtmError, VerificationError
 from ptm.layout import QueueEntry
-from ptm.model import Refusal, Task
+from ptm.model import Refusal, Task, as_text
 from ptm.node.policy import Allowed, Refused, Usage, decide
 from ptm.node.state import RunRow
 from ptm.node.terms import Terms
@@ -50,7 +50,7 @@ def refuse(worker: Worker, entry: QueueEntry, body: bytes, error: PtmError) -> N
             user=entry.user,
             site=worker.registry.me,
             seen_sha256=seen,
-            reason=str(error)[:1000],
+            reason=as_text(str(error)),
             hint=f"somebody changed the queue entry; `ptm task put --task {entry.task}` puts the signed task back",
             created=now_utc(),
         )

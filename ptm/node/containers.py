@@ -212,12 +212,27 @@ class DockerRunner:
             return ()
         return self._sidecars.usage(self._names(labels["ptm.task"]), labels)
 
+    def sweep(self, keep: set[str]) -> None:
+        """Never a container that runs: that would be a run of a node whose state was lost, for people to look into."""
+        for handle in self._engine.labelled(f"ptm.worker={self._config.worker}"):
+            with suppress(Missing):
+                task = self._engine.inspect(handle)["Config"]["Labels"].get("ptm.task", "")
+                names = self._names(task)
+                if task not in keep and not self._is_running(names.run):
+                    self._remove_both(names, names.run)
+
+    def _is_running(self, name: str) -> bool:
+        with suppress(Missing):
+            return bool(self._engine.inspect(name)["State"]["Running"])
+        return False
+
     def find(self, task: str) -> str | None:
         """A container that was made and never started is removed, and not found."""
         names = self._names(task)
         try:
             found = patiently(lambda: self._engine.inspect(names.run))
         except Missing:
+            patiently(lambda: self._engine.remove(names.gateway))
             return None
         if _started(found["State"]) is None:
             patiently(lambda: self._remove_both(names, names.run))

@@ -40,7 +40,8 @@ def environment(task: str, site: str, data: Mapping[str, DataSource], places: Pl
     """All variables of a run: those that the task asked for (`asked`), and over them those of the contract.
 
     `SPARQL_ENDPOINT` is the first SPARQL source, `DATABASE_URI` the first file, folder or database, in the order in which the
-    task names them.
+    task names them; without such a source they are not there at all, whatever the task asked for: an algorithm takes them for
+    the site's word.
     """
     env = {
         "PTM_TASK": task,
@@ -53,7 +54,7 @@ def environment(task: str, site: str, data: Mapping[str, DataSource], places: Pl
         env[data_variable(name)] = places.data[name]
         if not isinstance(source, HttpSource):
             env.setdefault("SPARQL_ENDPOINT" if isinstance(source, SparqlSource) else "DATABASE_URI", places.data[name])
-    return {**asked, **env}
+    return {name: value for name, value in asked.items() if name not in ("SPARQL_ENDPOINT", "DATABASE_URI")} | env
 
 
 def data_variable(name: str) -> str:

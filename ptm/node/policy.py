@@ -160,7 +160,7 @@ def _distance(found: list[str]) -> tuple[bool, int]:
 def _image_misses(rule: AllowRule, task: Task, reviewed: frozenset[str]) -> list[str]:
     image = parse_image(task.image)
     found = []
-    if rule.images is not None and not matches(rule.images, image.label):
+    if rule.images is not None and not all(matches(rule.images, name) for name in image.policy_names):
         found.append(f"the image {image.label}")
     if image.digest is None and (rule.digests or rule.reviewed or rule.require_digest):
         return [*found, "an image that is not named by its digest (name@sha256:…)"]

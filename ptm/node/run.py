@@ -66,10 +66,22 @@ def _consider(worker: Worker, found: AuthenticTask, body: bytes, interrupted: As
         step = elsewhere(record, found.sha256, decision.release_timeout_s)
         if step is None and record.asked("awaiting-release", found.sha256) is None:
             step = permitted(worker, found, decision, record, interrupted)
-    if step is None or ((isinstance(step, Terms) or record.claimed) and not worker.claims.take(task.id, found.sha256)):
+    if step is None:
+        return
+    if (isinstance(step, Terms) or record.claimed) and not worker.claims.take(task.id, found.sha256):
+        _let_go(worker, task.id)
         return
     row, step = take_on(worker, found, body, step, interrupted)
     _go_on(worker, row, task, step, interrupted)
+
+
+def _let_go(worker: Worker, task: str) -> None:
+    """Another worker holds the task. If this one had it and had not begun, it is that worker's now."""
+    row = worker.state.find(task)
+    if row is not None and row.phase == "claimed":
+        log.info("task %s: another worker has taken it over", task)
+        RunFolder(worker.registry.home, task).remove()
+        worker.state.release(task)
 
 
 def resume(worker: Worker, row: RunRow, interrupted: Ask) -> None:
@@ -131,6 +143,7 @@ def _with_terms(verdict: Verdict, step: Terms | Ending) -> Verdict:
 
 def _finish(worker: Worker, row: RunRow, task: Task, verdict: Verdict) -> None:
     ending = verdict.ending
+    RunFolder(worker.registry.home, task.id).drop("inputs", "download")
     try:
         spooled = spool_result(worker, row, task, ending, verdict.leaving)
     except (NotAllowed, DigestMismatch, OSError) as e:

@@ -129,4 +129,5 @@ def _host(limits: Limits, network: str, mounts: list[Config]) -> Config:
 
 
 def _bind(source: str, target: str) -> Config:
-    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
+    """Not recursive: an engine makes only the top of a bind read-only, and what is mounted below it could be written to."""
+    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True, "BindOptions": {"NonRecursive": True}}

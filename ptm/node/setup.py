@@ -126,7 +126,9 @@ def _write_checked(path: Path, text: str, read: Callable[[Path], object]) -> Non
     try:
         read(trial)
     except ConfigError as e:
-        raise ConfigError(str(e).replace(str(trial), path.name), hint=e.hint) from e
+        raise ConfigError(
+            str(e).replace(str(trial), path.name), hint=(e.hint or "").replace(trial.name, path.name) or None
+        ) from e
     else:
         trial.rename(path)
     finally:

@@ -2,7 +2,8 @@
 
 Order, so that nothing is lost and nothing is said twice: outputs are sealed into the spool, the signed result is
 written to the node's state (phase `spooled`), only then may the container go; large outputs are uploaded, the result
-is created (the commit), the queue entry goes, the spool goes. Every step can be done again after a crash."""
+is created (the commit), the spool goes, the queue entry goes. Every step can be done again after a crash; the queue entry goes
+last, because it is what brings a node back to the steps before."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from pathlib import Path
 
 from ptm import envelope, layout
 from ptm.config import Home
-from ptm.errors import DigestMismatch, VerificationError
+from ptm.errors import DigestMismatch, TooLarge, VerificationError
 from ptm.files import private_folder
-from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, PlainFile, Result, SealedFile, Task
+from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, PlainFile, Result, SealedFile, Task, as_text
 from ptm.node.state import RunRow
 from ptm.node.worker import Ending, Worker
 from ptm.registry import Registry, now_utc
@@ -62,8 +63,21 @@ class RunFolder:
     def sealed(self, name: str) -> Path:
         return self.path / "sealed" / f"{name}.age"
 
+    def drop(self, *names: str) -> None:
+        """Remove these folders in it."""
+        for name in names:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def sweep_spool(home: Home, keep: set[str]) -> None:
+    """Remove the folders of all runs but these: what a crash left of runs that are over, or that were never remembered."""
+    if home.spool.is_dir():
+        for path in home.spool.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leaving: Leaving = NOTHING) -> RunRow:
@@ -83,8 +97,8 @@ def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leavin
         attempt=row.attempt,
         state=ending.state,
         exit_code=ending.exit_code,
-        reason=ending.reason,
-        hint=ending.hint,
+        reason=ending.reason and as_text(ending.reason),
+        hint=ending.hint and as_text(ending.hint),
         image=task.image,
         image_digest=ending.image_digest,
         start_time=ending.start_time,
@@ -133,8 +147,8 @@ def deliver(worker: Worker, row: RunRow) -> None:
         sha256 = hashlib.sha256(row.result).hexdigest()
         worker.audit.record("result-delivered" if committed else "result-dropped", row.task, bytes=len(row.result), sha256=sha256)
         worker.state.delivered(row.task)
-    registry.dequeue(registry.me, row.user, row.task)
     RunFolder(registry.home, row.task).remove()
+    registry.dequeue(registry.me, row.user, row.task)
 
 
 def _commit(registry: Registry, row: RunRow, body: bytes) -> bool:
@@ -153,7 +167,7 @@ def _commit(registry: Registry, row: RunRow, body: bytes) -> bool:
     try:
         registry.read_own(layout.result(registry.me, row.task), Result)
         log.warning("task %s: another worker's result was committed first; this one is dropped", row.task)
-    except VerificationError as e:
+    except (VerificationError, TooLarge) as e:
         log.error(
             "task %s: the registry holds a result that this site did not sign (%s); somebody tampers with the bucket", row.task, e
         )

@@ -152,6 +152,10 @@ class State:
     def delivered(self, task: str) -> None:
         self._execute("update runs set phase = 'delivered' where task = ?", task)
 
+    def release(self, task: str) -> None:
+        """Forget a run that was not begun: another worker has it."""
+        self._execute("delete from runs where phase = 'claimed' and task = ?", task)
+
     def forget_expired(self, before: datetime) -> None:
         """Drop delivered runs of tasks that expired before this time: such a task would be refused anyway. Give a time a
         day ago, for runs of the day count against budgets."""
@@ -159,8 +163,11 @@ class State:
 
     def _rows(self, where: str, *values: str) -> list[RunRow]:
         query = "select task, user, task_sha256, attempt, task_body, phase, handle, image_digest, result from runs " + where  # noqa: S608 - `where` is one of three constants of this module
-        with self._lock:
-            return [RunRow(*row) for row in self._db.execute(query, values)]
+        try:
+            with self._lock:
+                return [RunRow(*row) for row in self._db.execute(query, values)]
+        except sqlite3.OperationalError as e:
+            raise PtmError(f"the node's state cannot be read: {e}", hint="check the disk of the home folder") from e
 
     def _execute(self, statement: str, *values: object) -> None:
         try:

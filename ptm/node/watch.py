@@ -18,25 +18,31 @@ from importlib.metadata import version
 
 from ptm import layout
 from ptm.config import Home, NodeConfig
-from ptm.errors import NotFound, PtmError, StoreError, TooLarge, TrustError, Unreachable, VerificationError
+from ptm.errors import NotFound, PtmError, StoreError, TooLarge, Unreachable, VerificationError
 from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
 from ptm.node.audit import Audit
 from ptm.node.claims import Claims
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
+from ptm.node.spool import sweep_spool
 from ptm.node.state import State
+from ptm.node.stop import run_until_stopped
 from ptm.node.verify import verify_cancel
 from ptm.node.worker import Ask, PolicySource, ReviewedImages, Worker
 from ptm.registry import Registry, new_nonce, now_utc
+from ptm.trust import TrustedRoster
 
 log = logging.getLogger("ptm.node")
 MAX_WAITING = 64
 """Tasks in hand beyond those that run: getting images, waiting for a slot."""
+MAX_WAITING_OF_USER = 16
+"""… of one user, so that however many they put, another's task still gets in."""
 MAX_PAUSE_S = 60.0
 SWEEP_EVERY_S = 3600.0
-SWEEP_EVERY_S = 3600.0
 """How often what runs left behind, and images not used any more, are looked for."""
+LAST_WORDS_S = 10.0
+"""How long, after `stop_grace_s`, the last heartbeat may take."""
 _Of = tuple[str, str]
 """User and task id: an entry under one user's name never touches another user's task, whatever its id."""
 Work = Callable[[Ask], None]
@@ -64,13 +70,20 @@ class Node:
         self._unavailable = False
         self._once = False
 
-    def watch(self, stop: threading.Event, *, once: bool = False) -> None:
-        """Run until told to stop. Raises what makes it pointless to begin (`RunnerError`, `AccessDenied`,
-        `TrustError`; with `once` also `Unreachable`)."""
+    def watch(self, stop: threading.Event, *, once: bool = False) -> bool:
+        """Run until told to stop; False if something still hung in a connection when the time for that was over. Raises what
+        makes it pointless to begin (`RunnerError`, `AccessDenied`, `TrustError`; with `once` also `Unreachable`)."""
         self._once = once
+        ended = run_until_stopped(partial(self._watch, stop, once), stop, self._config.stop_grace_s + LAST_WORDS_S)
+        if not ended:
+            log.warning("the store or the engine does not answer; stopped without waiting any longer")
+        return ended and not self._in_hand
+
+    def _watch(self, stop: threading.Event, once: bool) -> None:
         try:
             self._runner.check()
             self._record_start()
+            self._sweep()
             self._begin(stop, once)
             with self._heartbeats():
                 self._loop(stop, once)
@@ -98,10 +111,16 @@ class Node:
         )
 
     def _sweep(self) -> None:
-        """Once in a while: have the runner remove what nobody needs any more."""
-        if time.monotonic() >= self._sweep_due:
-            self._sweep_due = time.monotonic() + SWEEP_EVERY_S
-            self._runner.sweep({row.task for row in self._state.unfinished()})
+        """Once in a while: remove what runs that are over left here. Nothing depends on it, so trouble with it is only logged."""
+        if time.monotonic() < self._sweep_due:
+            return
+        self._sweep_due = time.monotonic() + SWEEP_EVERY_S
+        keep = {row.task for row in self._state.unfinished()} | {task for _, task in self._in_hand}
+        try:
+            self._runner.sweep(keep)
+            sweep_spool(self._home, keep)
+        except (PtmError, OSError) as e:
+            log.warning("clearing up: %s", e)
 
     def _look_at_policy(self) -> None:
         """A changed policy file counts from the next task on, and is on record."""
@@ -131,13 +150,16 @@ class Node:
             except Unreachable as e:
                 if once:
                     raise
-                log.warning("%s; trying again in %g s", e, self._config.poll_s)
+                self._say_unavailable(str(e))
                 stop.wait(self._config.poll_s)
 
     def _check_sharing(self) -> None:
         """Several workers of one site need create-if-absent to be exclusive. Where it is not, refuse to start beside
         another worker."""
-        found = self._registry.store.probe(layout.scratch(self._registry.me, self._config.worker))
+        scratch = layout.scratch(self._registry.me, self._config.worker)
+        for info in self._registry.store.list(scratch):
+            self._registry.store.delete(info.key)
+        found = self._registry.store.probe(scratch)
         if found.shareable:
             return
         why = "keeps old versions" if found.exclusive_create else "does not honour If-None-Match"
@@ -166,18 +188,16 @@ class Node:
             self._registry.roster(self._config.poll_s if once else 300.0)
             entries = self._look()
             self._runner.check()
-        except (StoreError, TrustError) as e:
+            self._state.forget_expired(now_utc() - timedelta(days=1))
+        except (PtmError, OSError) as e:
             if once:
                 raise
-            self._say_unavailable(str(e))
-            return self._go_on(stop, [])
-        except PtmError as e:
             self._say_unavailable(str(e))
             return self._go_on(stop, [])
         if self._unavailable:
             log.info("going on")
             self._unavailable = False
-        self._state.forget_expired(now_utc() - timedelta(days=1))
+            self._pauses.hurry()
         return self._go_on(stop, entries)
 
     def _go_on(self, stop: threading.Event, entries: list[QueueEntry]) -> int:
@@ -198,9 +218,7 @@ class Node:
         cancels: list[QueueEntry] = []
         for entry in self._registry.queue(self._registry.me):
             if isinstance(entry, str):
-                if entry not in self._warned and len(self._warned) < 1000:
-                    self._warned.add(entry)
-                    log.warning("ignored: %r is not a key that ptm makes", entry)
+                self._warn_once(entry, f"ignored: {entry!r} is not a key that ptm makes")
             else:
                 (cancels if entry.cancel else tasks).append(entry)
         waiting = {(entry.user, entry.task) for entry in tasks} | set(self._in_hand)
@@ -212,22 +230,36 @@ class Node:
         of = (entry.user, entry.task)
         if of in self._canceled and waiting:
             return
+        roster = self._registry.roster(300)
         try:
-            if waiting:
-                verify_cancel(self._registry.read_raw(entry.key), entry, self._registry.roster(300))
-                self._canceled.add(of)
-                self._pauses.forget(of)
+            if not waiting or not self._believes_cancel(entry, roster):
+                self._registry.store.delete(entry.key)
                 return
         except NotFound:
             return
-        except TrustError:
+        except Unreachable:
             raise
+        except StoreError as e:  # one object that may not be read or removed: its owner's affair, and nobody else's
+            self._warn_once(entry.key, str(e))
+            return
+        self._canceled.add(of)
+        self._pauses.forget(of)
+
+    def _believes_cancel(self, entry: QueueEntry, roster: TrustedRoster) -> bool:
+        try:
+            verify_cancel(self._registry.read_raw(entry.key), entry, roster)
         except (VerificationError, TooLarge) as e:
             log.warning("%s: refused: %s", entry.key, e)
-        self._registry.store.delete(entry.key)
+            return False
+        return True
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._warned and len(self._warned) < 1000:
+            self._warned.add(key)
+            log.warning("%s", text)
 
     def _begin_thread(self, of: _Of, work: Work, stop: threading.Event) -> bool:
-        if of in self._in_hand or len(self._in_hand) >= self._config.parallel + MAX_WAITING or not self._pauses.due(of):
+        if of in self._in_hand or not self._has_room(of[0]) or not self._pauses.due(of):
             return False
 
         def ask() -> Interrupt | None:
@@ -237,6 +269,11 @@ class Node:
         self._in_hand[of] = thread
         thread.start()
         return True
+
+    def _has_room(self, user: str) -> bool:
+        theirs = sum(1 for other, _ in self._in_hand if other == user)
+        parallel = self._config.parallel
+        return len(self._in_hand) < parallel + MAX_WAITING and theirs < parallel + MAX_WAITING_OF_USER
 
     def _guarded(self, of: _Of, work: Work, ask: Ask) -> None:
         """A thread's whole life: an outage means a later try, and no error ends the node."""
@@ -293,7 +330,6 @@ class Node:
     def _beat(self, *, stopped: bool) -> None:
         """Tell the other workers that this one lives. A failure is only logged: they wait for a whole lease."""
         self._beats += 1
-        held = [row.task for row in self._state.unfinished()][:256]
         try:
             self._registry.beat(
                 Heartbeat(
@@ -303,14 +339,20 @@ class Node:
                     session=self._session,
                     beat=self._beats,
                     stopped=stopped,
-                    running=tuple(held),
+                    running=self._held(stopped),
                     version=version("ptm"),
                     audit_head=self._audit.head,
                     created=now_utc(),
                 )
             )
-        except StoreError as e:
+        except PtmError as e:
             log.warning("heartbeat: %s", e)
+
+    def _held(self, stopped: bool) -> tuple[str, ...]:
+        """The tasks that other workers must leave to this one. Once stopped, it lets go of those that it had not begun."""
+        rows = self._state.unfinished()
+        held = [row.task for row in rows if not stopped or row.phase != "claimed" or (row.user, row.task) in self._in_hand]
+        return tuple(held[:256])
 
     def _drain(self, stop: threading.Event) -> None:
         """Give what is in hand `stop_grace_s` to come to a clean point; containers that go on are found again at the
@@ -352,6 +394,11 @@ class _Pauses:
         """Forget all others, so that nothing grows with the number of tasks ever seen."""
         for of in set(self._until) - tasks:
             self.forget(of)
+
+    def hurry(self) -> None:
+        """An outage is over: what failed may be tried at once."""
+        for of in list(self._length):
+            self._until.pop(of, None)
 
     def failing(self) -> set[_Of]:
         """The tasks whose last try met an outage."""

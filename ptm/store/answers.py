@@ -28,11 +28,14 @@ def refusal(what: str, code: str, status: int) -> StoreError:
     unknown)."""
     said = f"{what}: the server said {code or status}"
     if code == "NoSuchBucket":
-        return StoreError(said, hint="check the bucket's name in the URL; `ptm registry create` makes a bucket")
+        return StoreError(
+            f"{what}: there is no such bucket (NoSuchBucket)",
+            hint="check the bucket's name in the URL; `ptm registry create` makes a bucket",
+        )
     if code == "RequestTimeTooSkewed":
         return AccessDenied(said, hint="set the clock of this machine")
     if status in (401, 403) or code in _DENIED_CODES:
-        return AccessDenied(said)
+        return AccessDenied(f"{what}: access denied" + (f" ({code})" if code not in ("", "AccessDenied") else ""))
     if status == 404:
         return NotFound(f"{what} is not there")
     if code in _REGION_CODES or status in (301, 307):

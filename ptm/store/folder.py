@@ -64,7 +64,8 @@ def open_folder(root: Path, segments: Sequence[str], *, make: bool = False) -> i
         fd = os.open(root, _FOLDER_FLAGS)
     except (FileNotFoundError, NotADirectoryError) as e:
         hint = "check the path and that it is mounted; `ptm registry create` makes a new registry"
-        raise Unreachable(f"folder {root} does not exist", hint=hint) from e
+        what = "is not a folder" if isinstance(e, NotADirectoryError) else "does not exist"
+        raise Unreachable(f"folder {root} {what}", hint=hint) from e
     for segment in segments:
         try:
             deeper = _enter(fd, segment, make)

@@ -47,6 +47,8 @@ CHUNK_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 MAX_PREFIX_BYTES = 120
 POOL = 32
+SMALL_SECONDS = 20
+"""How long a server may be silent about anything but a transfer: a connection that hangs must not cost a worker its lease."""
 CREATE_TRIES = 5
 FIRST_PAUSE_SECONDS = 0.2
 
@@ -94,8 +96,9 @@ class S3Store(Store):
         try:
             session = boto3.session.Session(profile_name=profile, region_name=region)
             make = _client_maker(session, endpoint_url)
-            self._client = make(4, timeout_seconds)
-            self._single = make(1, min(timeout_seconds, 20))
+            self._client = make(4, min(timeout_seconds, SMALL_SECONDS))
+            self._single = make(1, min(timeout_seconds, SMALL_SECONDS))
+            self._transfers = make(4, timeout_seconds)
         except sdk.ProfileNotFound as e:
             raise UsageError(f"{self.url}: {e}", hint="look for it in ~/.aws/config, or leave `profile=` out of the URL") from e
         except (sdk.BotoCoreError, ValueError) as e:
@@ -165,7 +168,7 @@ class S3Store(Store):
         stream = Source(source)
         try:
             with _errors(key):
-                self._client.upload_fileobj(
+                self._transfers.upload_fileobj(
                     cast("BinaryIO", stream), self.bucket, full, Config=config, Callback=one_at_a_time(progress)
                 )
         except StoreError:
@@ -175,7 +178,7 @@ class S3Store(Store):
 
     def download(self, key: str, sink: BinaryIO, limit: int, progress: Progress | None = None) -> int:
         size = 0
-        for chunk in self._chunks(self._client, key, limit):
+        for chunk in self._chunks(self._transfers, key, limit):
             size += len(chunk)
             sink.write(chunk)
             if progress:

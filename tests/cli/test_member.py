@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from ptm.cli.member import KINDS
 from ptm.config import Home, load_profile
+from ptm.model import Kind
 from tests.cli.test_registry import Shell
 
 
@@ -75,6 +78,10 @@ def test_a_second_request_reuses_the_keys(ptm: Shell, fingerprint: str) -> None:
     ptm("alice", "member", "request", "--name", "alice", "--kind", "researcher", "-o", "again.json")
     first, second = (json.loads((ptm.path / f).read_text())["signed"] for f in ("alice.request.json", "again.json"))
     assert (first["sign_key"], first["age_key"]) == (second["sign_key"], second["age_key"])
+
+
+def test_the_kinds_of_the_help_are_those_of_the_model() -> None:
+    assert get_args(Kind) == KINDS
 
 
 @pytest.mark.parametrize(("name", "kind"), [("A b", "site"), ("a/b", "site"), ("maastro", "king")])

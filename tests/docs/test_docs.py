@@ -19,7 +19,7 @@ import pyrage
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ptm.cli.main import cli
+from ptm.cli.commands import cli
 from tests import servers
 
 ROOT = Path(__file__).resolve().parents[2]

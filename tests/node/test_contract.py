@@ -77,3 +77,11 @@ def test_names_of_data_variables() -> None:
 )
 def test_exit_codes_in_words(code: int, reason: str | None) -> None:
     assert exit_reason(code) == reason
+
+
+def test_a_task_cannot_name_a_source_of_its_own_where_it_has_none() -> None:
+    """An honest image would open what these name: under the process runner any file of the site's."""
+    asked = {"DATABASE_URI": "/etc/passwd", "SPARQL_ENDPOINT": "http://elsewhere/", "MODE": "fast"}
+    env = environment("T", "s", {}, container_places({}, {}), asked)
+    assert "SPARQL_ENDPOINT" not in env and "DATABASE_URI" not in env
+    assert env["MODE"] == "fast"

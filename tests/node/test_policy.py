@@ -55,7 +55,9 @@ def test_the_empty_policy_allows_nothing() -> None:
         ("myConsortium/algo-evil:1", r"myConsortium/algo:1", False),
         ("evil/myConsortium/count:1", r"myConsortium/.*:.*", False),
         ("myConsortium/count", r"myConsortium/count:latest", True),
-        ("myConsortium/count:1@" + DIGESTS[0], r"myConsortium/count:1", True),
+        ("myConsortium/count:1@" + DIGESTS[0], r"myConsortium/count:1", False),  # the digest runs, whatever the tag says
+        ("myConsortium/count:1@" + DIGESTS[0], r"myConsortium/count(:1|@sha256:a+)", True),
+        ("myConsortium/count:1@" + DIGESTS[0], r"myConsortium/.*:.*", True),
         ("myConsortium/count@" + DIGESTS[0], r"myConsortium/count:1", False),
         ("myConsortium/count@" + DIGESTS[0], r"myConsortium/count@sha256:a+", True),
     ],
