@@ -2,7 +2,8 @@
 
 Rules: a test that asks for a server which this machine has not got is skipped, and the skip says which one and how to get it; if
 `PTM_REQUIRE` (a comma-separated list of `docker`, `minio` and `postgres`) names it, the test fails instead. The last
-line of a run sums up. `image_registry` and `base_image` count as docker. No test finds credentials or a profile of the person who runs it.
+line of a run sums up. `image_registry` and `base_image` count as docker.
+No test finds credentials or a profile of the person who runs it.
 
 How the servers are started stands in `servers.py`; this file does nothing but that in the form of fixtures.
 """
