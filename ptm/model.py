@@ -5,8 +5,7 @@ Rules: unknown fields are refused; every string, list and number is bounded; tim
 task's execution carry GA4GH TES v1.1's names where TES has one (`image`, `command`, `env`, `workdir`, `resources.*`,
 `start_time`, `end_time`, `exit_code`).
 
-A document of these types is well-formed, not believed: `ptm.envelope` says who signed it.
-"""
+A document of these types is well-formed, not believed: `ptm.envelope` says who signed it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ KILL_S = 60
 SIZE_EVERY_S = 3
 SIZE_SHARE = 20
 """Measuring takes at most this part of the time (one in so many), on an engine where it is slow."""
-ORPHAN_AGE = timedelta(days=1)
-"""A container of no known task that is younger may be one that is just being started."""
 TAKEN = "this task has a container at this site already"
 TAKEN_HINT = "`docker ps --all` shows it to the site"
 
@@ -71,16 +69,16 @@ class DockerRunner:
         return self._images.resolve(image, interrupted)
 
     def sweep(self, keep: Collection[str]) -> None:
+        """Never a container that runs: that would be a run of a node whose state was lost, for people to look into."""
         try:
             self._images.sweep(datetime.now(UTC))
-            mine = self._names("").labels(sandbox.RUN)
-            of_me = {name: mine[name] for name in ("ptm.registry", "ptm.site", "ptm.worker")}
-            for found in self._engine.made_before(of_me, self._engine.now() - ORPHAN_AGE):
-                task = found["Labels"].get("ptm.task", "")
-                if task not in keep:
-                    log.warning("task %s: nobody knows of its container any more; removed", task)
-                    self._remove_both(self._names(task), str(found["Id"]))
-                    self._sidecars.stop(self._names(task))
+            for handle in self._engine.labelled(f"ptm.worker={self._config.worker}"):
+                with suppress(Missing):
+                    names = self._names(self._engine.inspect(handle)["Config"]["Labels"].get("ptm.task", ""))
+                    if names.task not in keep and not self._is_running(names.run):
+                        log.info("task %s: nobody needs its container any more; removed", names.task)
+                        self._remove_both(names, names.run)
+                        self._sidecars.stop(names)
         except RunnerError as e:
             log.warning("what is not needed any more could not be removed: %s", e)
 
@@ -211,15 +209,6 @@ class DockerRunner:
         except Missing:
             return ()
         return self._sidecars.usage(self._names(labels["ptm.task"]), labels)
-
-    def sweep(self, keep: set[str]) -> None:
-        """Never a container that runs: that would be a run of a node whose state was lost, for people to look into."""
-        for handle in self._engine.labelled(f"ptm.worker={self._config.worker}"):
-            with suppress(Missing):
-                task = self._engine.inspect(handle)["Config"]["Labels"].get("ptm.task", "")
-                names = self._names(task)
-                if task not in keep and not self._is_running(names.run):
-                    self._remove_both(names, names.run)
 
     def _is_running(self, name: str) -> bool:
         with suppress(Missing):

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ptm import layout
+from ptm.complaint import complaint
 from ptm.errors import DigestMismatch, NotFound, PtmError, TooLarge, TrustError, UsageError, VerificationError
 from ptm.files import private_folder
 from ptm.layout import QueueEntry
@@ -30,7 +31,6 @@ from ptm.node.terms import HeldList, WithheldFiles, list_files
 from ptm.node.verify import authenticate
 from ptm.notes import ImageApproval, Note, RunRecord, decisions
 from ptm.registry import Registry, now_utc
-from ptm.tasks import first_problem
 
 log = logging.getLogger("ptm.node")
 SEE_PENDING = "`ptm node pending` shows what waits"
@@ -171,7 +171,7 @@ def _note(registry: Registry, waiting: Waiting, what: Decided, by: str, reason: 
             created=now_utc(),
         )
     except ValidationError as e:
-        raise UsageError(f"the decision is not well-formed: {first_problem(e)}", hint="--by NAME and --reason TEXT") from e
+        raise UsageError(f"the decision is not well-formed: {complaint(e)}", hint="--by NAME and --reason TEXT") from e
 
 
 def _image_approval(registry: Registry, waiting: Waiting, note: Note) -> ImageApproval:

@@ -168,12 +168,6 @@ class Engine:
         with contextlib.suppress(Missing), self._calls("remove an image") as api:
             api.remove_image(reference)
 
-    def made_before(self, labels: Mapping[str, str], when: datetime) -> list[dict[str, Any]]:
-        """Containers with all of these labels that were made before a time by the engine's clock, running or not."""
-        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
-        with self._calls("list the containers") as api:
-            return [dict(found) for found in api.containers(all=True, filters=filters) if found["Created"] < when.timestamp()]
-
     def labelled(self, label: str) -> list[str]:
         """Handles of all containers with a label (`name=value`), running or not."""
         with self._calls("list the containers") as api:

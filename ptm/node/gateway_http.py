@@ -11,7 +11,6 @@ What this does not do: rewrite an answer (links in it still name the server), or
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import socket
 import ssl
@@ -26,9 +25,8 @@ from yarl import URL
 from ptm.config import HttpSource, SparqlSource
 from ptm.node.credentials import authorization
 from ptm.node.meter import Meter
+from ptm.node.quiet import http_log, warn
 from ptm.node.sparql import objection
-
-log = logging.getLogger("ptm.node")
 
 CHUNK = 64 * 1024
 MIB = 1024 * 1024
@@ -180,7 +178,7 @@ class Site:
         )
         app = web.Application(client_max_size=self._source.request_mb * MIB)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, logger=http_log, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
 
@@ -201,7 +199,7 @@ class Site:
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=413, text=f"a request may have {self._source.request_mb} MB\n")
         except (ClientError, TimeoutError, OSError) as e:
-            log.warning("the data source %s does not answer: %s", self._name, e or type(e).__name__)
+            warn("the data source %s does not answer: %s", self._name, e or type(e).__name__)
             return web.Response(status=502, text="the site's endpoint does not answer\n")
 
     async def _ask(self, request: web.Request, question: Question) -> web.StreamResponse:
@@ -214,7 +212,7 @@ class Site:
             if 300 <= reply.status < 400 and reply.status != 304:
                 raise Refusal(502, "the site's endpoint redirects to elsewhere, which this gateway does not follow")
             if reply.status == 401 and self._authorization:
-                log.warning("the data source %s refuses the site's own credentials", self._name)
+                warn("the data source %s refuses the site's own credentials", self._name)
                 raise Refusal(502, "the site's endpoint refuses the site's own credentials")
             headers = {name: reply.headers[name] for name in _ANSWER_HEADERS if name in reply.headers}
             if any(secret in value.encode() for secret in self._secrets for value in headers.values()):
@@ -244,7 +242,7 @@ class Site:
                 self._meter.add(self._name, bytes_out=len(chunk))
                 await answer.write(chunk)
         except (Refusal, ClientError, TimeoutError, OSError) as e:
-            log.warning("data source %s: the answer was broken off: %s", self._name, e or type(e).__name__)
+            warn("data source %s: the answer was broken off: %s", self._name, e or type(e).__name__)
             if request.transport is not None:  # the container must see that this was not the whole answer
                 request.transport.abort()
 

@@ -7,15 +7,13 @@ What this does not do: look into what passes. What a database's role may do deci
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from contextlib import suppress
 
 from ptm.config import PostgresSource, TcpSource
 from ptm.node.gateway_postgres import CONNECT_S, LoginFailed, Postgres
 from ptm.node.meter import Meter
-
-log = logging.getLogger("ptm.node")
+from ptm.node.quiet import warn
 
 CHUNK = 64 * 1024
 MIB = 1024 * 1024
@@ -55,9 +53,9 @@ class TcpSite:
         except asyncio.CancelledError:
             writer.transport.abort()
         except LoginFailed as e:
-            log.warning("data source %s: %s", self._name, e)
+            warn("data source %s: %s", self._name, e)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
-            log.warning("the data source %s does not answer: %s", self._name, e or type(e).__name__)
+            warn("the data source %s does not answer: %s", self._name, e or type(e).__name__)
         finally:
             self._connections.discard(task)
             writer.close()
@@ -83,7 +81,7 @@ class TcpSite:
                 group.create_task(self._copy(inside[0], outside[1], self._source.request_mb, "bytes_in"))
                 group.create_task(self._copy(outside[0], inside[1], self._source.answer_mb, "bytes_out"))
         except* (OSError, TimeoutError) as e:
-            log.warning("data source %s: the connection was broken off: %s", self._name, e.exceptions[0])
+            warn("data source %s: the connection was broken off: %s", self._name, e.exceptions[0])
             inside[1].transport.abort()
             outside[1].transport.abort()
 

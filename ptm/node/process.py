@@ -163,9 +163,6 @@ class ProcessRunner:
         with self._lock:
             return next((handle for handle in self._runs if handle.startswith(f"{task}-")), None)
 
-    def sweep(self, keep: set[str]) -> None:
-        """Nothing outlives the node; what a run left in the spool, the node removes."""
-
     def _run(self, handle: str) -> _Run:
         with self._lock:
             if handle not in self._runs:

@@ -109,8 +109,5 @@ class Runner(Protocol):
     def find(self, task: str) -> str | None:
         """The handle of this worker's run of this task, running or ended, if there is one."""
 
-    def sweep(self, keep: set[str]) -> None:
-        """Remove what this worker's runs left in the engine, but for these tasks'; called before anything is started."""
-
     def close(self) -> None:
         """Let go of the engine. A durable runner's runs go on; another's are ended."""

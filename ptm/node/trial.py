@@ -20,7 +20,7 @@ from ptm.node.policy import Allowed, LoadedPolicy, Refused, RuleTrial, Usage, de
 from ptm.node.rules import ANY, ASKER
 from ptm.node.verify import VerifiedTask
 from ptm.registry import now_utc
-from ptm.tasks import first_problem, parse_duration, read_request
+from ptm.tasks import parse_duration, read_request, unfit
 from ptm.trust import TrustedRoster
 
 _NOBODY = {"registry": "00000000-0000-0000-0000-000000000000", "id": "0" * 26, "nonce": "0" * 32}
@@ -91,7 +91,7 @@ def _as(values: dict[str, object], user: str) -> Task:
     try:
         return Task.model_validate({"recipients": (user,), **kept, "user": user})
     except ValidationError as e:
-        raise UsageError(f"the task is not well-formed: {first_problem(e)}") from e
+        raise unfit(e) from e
 
 
 def _swapped(task: Task, user: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
 from ptm.node.audit import Audit
 from ptm.node.claims import Claims
+from ptm.node.pauses import Of, Pauses
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.spool import sweep_spool
@@ -38,13 +39,10 @@ MAX_WAITING = 64
 """Tasks in hand beyond those that run: getting images, waiting for a slot."""
 MAX_WAITING_OF_USER = 16
 """… of one user, so that however many they put, another's task still gets in."""
-MAX_PAUSE_S = 60.0
 SWEEP_EVERY_S = 3600.0
 """How often what runs left behind, and images not used any more, are looked for."""
 LAST_WORDS_S = 10.0
 """How long, after `stop_grace_s`, the last heartbeat may take."""
-_Of = tuple[str, str]
-"""User and task id: an entry under one user's name never touches another user's task, whatever its id."""
 Work = Callable[[Ask], None]
 
 
@@ -60,10 +58,10 @@ class Node:
         slots = threading.Semaphore(config.parallel)
         reviewed = ReviewedImages(registry)
         self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed)
-        self._in_hand: dict[_Of, threading.Thread] = {}
-        self._canceled: set[_Of] = set()
-        self._pauses = _Pauses()
-        self._troubles: dict[_Of, str] = {}
+        self._in_hand: dict[Of, threading.Thread] = {}
+        self._canceled: set[Of] = set()
+        self._pauses = Pauses()
+        self._troubles: dict[Of, str] = {}
         self._sweep_due = time.monotonic()
         self._warned: set[str] = set()
         self._session, self._beats = new_nonce(), 0
@@ -204,7 +202,7 @@ class Node:
         """Give a thread to each unfinished run and each task in the queue that is due, those first that were not looked at for
         longest: so that many that wait for a person never keep a new one waiting."""
         self._reap()
-        work: dict[_Of, Work] = {(row.user, row.task): partial(resume, self._worker, row) for row in self._state.unfinished()}
+        work: dict[Of, Work] = {(row.user, row.task): partial(resume, self._worker, row) for row in self._state.unfinished()}
         for entry in entries:
             work.setdefault((entry.user, entry.task), partial(handle, self._worker, entry))
         self._pauses.keep(set(work) | set(self._in_hand))
@@ -258,7 +256,7 @@ class Node:
             self._warned.add(key)
             log.warning("%s", text)
 
-    def _begin_thread(self, of: _Of, work: Work, stop: threading.Event) -> bool:
+    def _begin_thread(self, of: Of, work: Work, stop: threading.Event) -> bool:
         if of in self._in_hand or not self._has_room(of[0]) or not self._pauses.due(of):
             return False
 
@@ -275,7 +273,7 @@ class Node:
         parallel = self._config.parallel
         return len(self._in_hand) < parallel + MAX_WAITING and theirs < parallel + MAX_WAITING_OF_USER
 
-    def _guarded(self, of: _Of, work: Work, ask: Ask) -> None:
+    def _guarded(self, of: Of, work: Work, ask: Ask) -> None:
         """A thread's whole life: an outage means a later try, and no error ends the node."""
         try:
             work(ask)
@@ -289,7 +287,7 @@ class Node:
             self._troubles.pop(of, None)
             self._pauses.rest(of, math.inf if self._once else self._config.poll_s)
 
-    def _have_trouble(self, of: _Of, text: str) -> None:
+    def _have_trouble(self, of: Of, text: str) -> None:
         """Wait longer before the next try. The same trouble again is on record once."""
         self._pauses.lengthen(of)
         if self._troubles.get(of) != text:
@@ -366,44 +364,3 @@ class Node:
                     "task %s: did not come to a stop in %g s; the next start goes on with it", of[1], self._config.stop_grace_s
                 )
         self._reap()
-
-
-class _Pauses:
-    """When a task may be looked at again: at once, after a poll's rest, or after a pause that doubles with each outage."""
-
-    def __init__(self) -> None:
-        self._until: dict[_Of, float] = {}
-        self._length: dict[_Of, float] = {}
-
-    def due(self, of: _Of) -> bool:
-        return time.monotonic() >= self._until.get(of, 0.0)
-
-    def since(self, of: _Of) -> float:
-        """From when on it was due; 0.0 for one never looked at."""
-        return self._until.get(of, 0.0)
-
-    def lengthen(self, of: _Of) -> None:
-        self._length[of] = min(MAX_PAUSE_S, 2 * self._length.get(of, 0.5))
-        self._until[of] = time.monotonic() + self._length[of]
-
-    def rest(self, of: _Of, seconds: float) -> None:
-        self._length.pop(of, None)
-        self._until[of] = time.monotonic() + seconds
-
-    def keep(self, tasks: set[_Of]) -> None:
-        """Forget all others, so that nothing grows with the number of tasks ever seen."""
-        for of in set(self._until) - tasks:
-            self.forget(of)
-
-    def hurry(self) -> None:
-        """An outage is over: what failed may be tried at once."""
-        for of in list(self._length):
-            self._until.pop(of, None)
-
-    def failing(self) -> set[_Of]:
-        """The tasks whose last try met an outage."""
-        return set(self._length)
-
-    def forget(self, of: _Of) -> None:
-        self._until.pop(of, None)
-        self._length.pop(of, None)

@@ -126,7 +126,7 @@ BAD_NODES = {
 }
 BAD_INITS = {
     "process runner unconfirmed": (("--runner", "process"), 2, "no sandbox", "--unsafe-no-sandbox"),
-    "pattern that is none": (("--image", "demo/(.*"), 2, "regular expression", "policy.toml"),
+    "pattern that is none": (("--image", "demo/(.*"), 2, "regular expression", "single quotes"),
     "data that is not there": (("--data", "cohort=nothing.csv"), 2, "nothing.csv", "path"),
     "data without a name": (("--data", "cohort.csv"), 2, "--data takes NAME=", None),
     "data with a bad name": (("--data", "Co_hort=cohort.csv"), 2, "Co_hort", "lower-case"),
@@ -181,10 +181,11 @@ def test_a_mistake_in_a_file_is_named_with_the_file(walk: Walk, file: str, old: 
     path = walk.folder / "maastro" / file
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new, 1))
+    path.write_text(new.join(text.rsplit(old, 1)))  # the last one: the first may be in a comment
+    hint = "single quotes" if says == "regular expression" else ""
     for command in (WATCH, ("--home", "maastro", "node", "check")):
-        walk.refused(*command, code=2, says=says, hint=file)
-        walk.refused(*command, code=2, says=file, hint=file)
+        walk.refused(*command, code=2, says=says, hint=hint)
+        walk.refused(*command, code=2, says=file, hint=hint)
 
 
 def test_a_mistake_in_the_profile_says_who_writes_it(walk: Walk) -> None:

@@ -115,14 +115,14 @@ def naive_match(rule: dict[str, Any], found: VerifiedTask, reviewed: frozenset[s
     """Does this rule match? From docs/policy.md, condition by condition."""
     task = found.task
     name, _, digest = task.image.partition("@")
-    label = name if ":" in name else task.image
+    labels = ([name] if ":" in name else []) + ([f"{name.split(':')[0]}@{digest}"] if digest else [])
     takers = [task.user if who == "@researcher" else who for who in rule.get("recipients", ["@researcher"])]
     granted = rule.get("data", [])
     seconds = {"5m": 300, "2h": 7200}.get(rule.get("max_time", ""), 10**9)
     asked = task.resources
     return all(
         [
-            "images" not in rule or any(re.fullmatch(pattern, label) for pattern in rule["images"]),
+            "images" not in rule or all(any(re.fullmatch(pattern, label) for pattern in rule["images"]) for label in labels),
             "digests" not in rule or digest in rule["digests"],
             not rule.get("require_digest") or digest != "",
             not rule.get("reviewed") or digest in reviewed,

@@ -75,7 +75,7 @@ def test_a_digest_rule_takes_no_tag_and_no_other_digest() -> None:
 
 
 def test_a_tag_is_not_enough_where_a_digest_is_required() -> None:
-    rule = {"images": ["a/x:1"], "require_digest": True}
+    rule = {"images": ["a/x:1", "a/x@sha256:.*"], "require_digest": True}
     assert not allowed(rule, image="a/x:1")
     assert isinstance(found := ask(rule, image=f"a/x:1@{DIGESTS[0]}"), Allowed)
     assert found.require_digest
