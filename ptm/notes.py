@@ -41,7 +41,8 @@ class Note(Document):
 
     An approval is bound to the task and to the image's digest, a release to the task and to `held_sha256`: the digest
     of the list of held files together with a random salt, so that it tells nobody what they hold. `details` is that
-    list, or the names of single files withheld, as age ciphertext for the site itself."""
+    list, or the names of single files withheld, as age ciphertext for the site itself. A release repeats the names that
+    were withheld before it: hiding that earlier note lets nothing more out."""
 
     TYPE: ClassVar[str] = "ptm/note@1"
 

@@ -160,7 +160,7 @@ def _answered(worker: Worker, row: RunRow, terms: Terms, held: HeldRun, answer: 
         )
     if answer.what == "withheld":
         return Verdict(_without_content(held, terms, "rejected", withheld_reason(answer), decided))
-    withheld = {name for note in partial for name in withheld_names(worker.registry, note)}
+    withheld = {name for note in (*partial, answer) if note.details for name in withheld_names(worker.registry, note)}
     folder = RunFolder(worker.registry.home, row.task).held
     names = [file.name for file in held.listing.files if file.name not in withheld]
     outputs = tuple(folder / name for name in names if name != LOG_NAME)

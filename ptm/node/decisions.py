@@ -131,7 +131,7 @@ def _decide(
         _check_held(waiting, files)
     if files and set(files) <= set(waiting.withheld):
         return decisions(record.partial(waiting.asked))[-1]
-    note = _note(registry, waiting, what, by, reason, files)
+    note = _note(registry, waiting, what, by, reason, files or (waiting.withheld if what == "released" else ()))
     if what == "approved" and asked.first_use:
         registry.approve_image(_image_approval(registry, waiting, note))
     registry.write_note(note)
@@ -166,7 +166,7 @@ def _note(registry: Registry, waiting: Waiting, what: Decided, by: str, reason: 
             held_sha256=asked.held_sha256,
             by=by,
             reason=reason,
-            files=len(files) or None,
+            files=len(files) or None if what == "withheld" else None,
             details=seal_details(registry, WithheldFiles(names=files)) if files else None,
             created=now_utc(),
         )

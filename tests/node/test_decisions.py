@@ -339,6 +339,21 @@ def test_a_single_file_is_withheld_and_not_even_its_name_leaves(
     assert b"jansen-has-it" not in stored
 
 
+def test_hiding_the_note_of_a_withheld_file_does_not_let_it_out(
+    federation: Federation, images: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whoever runs the bucket, with the researcher, deletes the note before the node sees it. The release repeats it."""
+    task = held(federation, images)
+    before = {info.key for info in federation.store.list(f"sites/maastro/runs/{task.id}/")}
+    decisions.withhold(site(federation), task.id, by="Jansen", reason="a name", files=["jan-jansen-has-it.csv"])
+    (note,) = {info.key for info in federation.store.list(f"sites/maastro/runs/{task.id}/")} - before
+    decisions.release(site(federation), task.id, by="Jansen")
+    federation.store.delete(note)
+    federation.run_once("maastro", images=images, rule=RELEASE)
+    result = outcome(task, tmp_path)
+    assert (result.state, result.files) == ("completed", ("total.json",))
+
+
 def test_a_file_that_is_not_held_cannot_be_withheld(federation: Federation, images: dict[str, Path]) -> None:
     task = held(federation, images)
     with pytest.raises(UsageError, match=r"no file named other\.csv is held"):
