@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
-.PHONY: demo test lint lock bench soak clean
+.PHONY: demo test lint lock bench soak screenshots clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ptm demo $(ARGS)
@@ -22,6 +22,10 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Takes the pictures of docs/console.md anew, in a real browser beside a real node.
+screenshots: .venv/dev.stamp
+	PTM_SCREENSHOTS=docs PTM_REQUIRE=chromium $(BIN)/python -m pytest tests/e2e/test_console_browser.py $(ARGS)
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m bench $(ARGS)

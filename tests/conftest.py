@@ -1,7 +1,7 @@
 """Fixtures for the real servers, and what happens when one is missing.
 
 Rules: a test that asks for a server which this machine has not got is skipped, and the skip says which one and how to get it; if
-`PTM_REQUIRE` (a comma-separated list of `docker`, `minio` and `postgres`) names it, the test fails instead. The last
+`PTM_REQUIRE` (a comma-separated list of `chromium`, `docker`, `minio` and `postgres`) names it, the test fails instead. The last
 line of a run sums up. `image_registry` and `base_image` count as docker.
 No test finds credentials or a profile of the person who runs it.
 
@@ -12,14 +12,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import docker
 import pytest
 
 from tests import servers
 
-KINDS = {"minio": "minio", "docker_engine": "docker", "image_registry": "docker", "base_image": "docker", "postgres": "postgres"}
+Chromium = Callable[..., AbstractContextManager[Any]]
+KINDS = {
+    "minio": "minio",
+    "docker_engine": "docker",
+    "image_registry": "docker",
+    "base_image": "docker",
+    "postgres": "postgres",
+    "chromium": "chromium",
+}
 
 
 def pytest_configure() -> None:
@@ -78,6 +88,16 @@ def image_registry(docker_engine: docker.DockerClient) -> Iterator[servers.Regis
         servers.give_up(missing)
     with servers.run_registry(docker_engine) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Chromium:
+    """`with chromium(javascript=False) as browser:` is a new headless Chromium, driven by selenium."""
+    try:
+        servers.find_chromium()
+    except servers.ServerMissing as missing:
+        servers.give_up(missing)
+    return servers.run_chromium
 
 
 @pytest.fixture(scope="session")

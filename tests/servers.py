@@ -28,18 +28,26 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
 import docker
 import docker.errors
 import pytest
 
-KINDS = frozenset({"docker", "minio", "postgres"})
+if TYPE_CHECKING:
+    from selenium.webdriver.chrome.webdriver import WebDriver
+
+KINDS = frozenset({"chromium", "docker", "minio", "postgres"})
 BASE_IMAGE = "ptm-test/base:bookworm"
 SESSION_LABEL = "ptm-test.session"
 REGION = "us-east-1"
 START_SECONDS = 30
+CHROMIUM = (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync", "window-size=1200,1100"),
+    *("disable-background-networking", "disable-component-update", "disable-dev-shm-usage", "hide-scrollbars"),
+)
+"""`no-sandbox` because CI is root; the pages are this project's own."""
 HERE = Path(__file__).parent
 
 
@@ -55,7 +63,7 @@ def required() -> set[str]:
     """The servers whose absence is a failure."""
     named = {name.strip() for name in os.environ.get("PTM_REQUIRE", "").split(",")} - {""}
     if unknown := named - KINDS:
-        raise pytest.UsageError(f"PTM_REQUIRE names {', '.join(sorted(unknown))}; it knows docker, minio and postgres")
+        raise pytest.UsageError(f"PTM_REQUIRE names {', '.join(sorted(unknown))}; it knows {', '.join(sorted(KINDS))}")
     return named
 
 
@@ -240,6 +248,39 @@ def run_minio() -> Iterator[Minio]:
             yield Minio(f"http://{address}", access_key, secret_key, process)
         finally:
             process.stop()
+
+
+# --- a browser ------------------------------------------------------------------------------------------------------------------
+
+
+def find_chromium() -> tuple[Path, Path]:
+    """Chromium and its driver, of one version."""
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(found):
+        raise ServerMissing("chromium", "apt install chromium chromium-driver")
+    browser, driver = (Path(str(path)) for path in found)
+    return browser, driver
+
+
+@contextlib.contextmanager
+def run_chromium(*, javascript: bool = True) -> Iterator[WebDriver]:
+    """A new headless browser with nothing in it, which asks nobody but the pages it is given."""
+    from selenium import webdriver
+
+    browser, driver = find_chromium()
+    with _folder("ptm-chromium-") as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(browser)
+        for word in CHROMIUM:
+            options.add_argument(f"--{word}")
+        options.add_argument(f"--user-data-dir={profile}")
+        if not javascript:
+            options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
+        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(driver)))
+        try:
+            yield started
+        finally:
+            started.quit()
 
 
 # --- containers -----------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.arguments import name_and_value
+from ptm.cli.node_console import console
 from ptm.cli.node_decide import COMMANDS as DECIDE
 from ptm.cli.node_policy import policy
 from ptm.cli.pages import Group
@@ -25,6 +26,7 @@ def node() -> None:
 
 
 node.add_command(policy)
+node.add_command(console)
 for command in DECIDE:
     node.add_command(command)
 

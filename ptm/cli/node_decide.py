@@ -51,7 +51,7 @@ def pending(home: str | None, /, as_json: bool) -> None:
     """
     from ptm.node.decisions import pending as waiting_here
 
-    found = waiting_here(_registry(home))
+    found = waiting_here(site_registry(home))
     if as_json:
         print_json([_facts(waiting) for waiting in found])
         return
@@ -94,7 +94,7 @@ def show(home: str | None, /, task_id: str, folder: Path | None, as_json: bool) 
 
     from ptm.node.decisions import find, write_inputs
 
-    registry = _registry(home)
+    registry = site_registry(home)
     waiting = find(registry, task_id)
     with tempfile.TemporaryDirectory(prefix="ptm-show-") as scratch:
         paths = write_inputs(registry, waiting, folder or Path(scratch) / "inputs")
@@ -121,7 +121,7 @@ def approve(home: str | None, /, task_id: str, by: str, reason: str, expect: str
     """
     from ptm.node import decisions
 
-    _say(task_id, decisions.approve(_registry(home), task_id, by=by, reason=reason, expect=expect))
+    _say(task_id, decisions.approve(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
 @click.command()
@@ -136,7 +136,7 @@ def deny(home: str | None, /, task_id: str, by: str, reason: str, expect: str | 
     """
     from ptm.node import decisions
 
-    _say(task_id, decisions.deny(_registry(home), task_id, by=by, reason=reason, expect=expect))
+    _say(task_id, decisions.deny(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
 @click.command()
@@ -151,7 +151,7 @@ def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str
     """
     from ptm.node import decisions
 
-    _say(task_id, decisions.release(_registry(home), task_id, by=by, reason=reason, expect=expect))
+    _say(task_id, decisions.release(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
 @click.command()
@@ -168,7 +168,7 @@ def withhold(home: str | None, /, task_id: str, by: str, reason: str, expect: st
     """
     from ptm.node import decisions
 
-    _say(task_id, decisions.withhold(_registry(home), task_id, by=by, reason=reason, files=files, expect=expect))
+    _say(task_id, decisions.withhold(site_registry(home), task_id, by=by, reason=reason, files=files, expect=expect))
 
 
 @click.command()
@@ -211,7 +211,7 @@ def _verify(home: str | None, as_json: bool) -> None:
 
     place = find_home(home)
     worker = read_toml(place.node, NodeConfig).worker
-    report, seen, others = verify_against_registry(_registry(home), place.audit, worker)
+    report, seen, others = verify_against_registry(site_registry(home), place.audit, worker)
     if as_json:
         print_json(_report(report, seen, others))
     else:
@@ -245,7 +245,8 @@ def _report(report: Report, seen: int, others: int) -> dict[str, Any]:
     }
 
 
-def _registry(home: str | None) -> Registry:
+def site_registry(home: str | None) -> Registry:
+    """The registry of this home, if it is a site's."""
     from ptm.config import find_home
     from ptm.registry import Registry
 
@@ -280,7 +281,7 @@ def _facts(waiting: Waiting) -> dict[str, Any]:
         "recipients": list(task.recipients),
         "expires": task.model_dump(mode="json")["expires"],
         "first_use": waiting.asked.first_use,
-        "bound_to": waiting.bound_to,
+        "bound_to": waiting.seen,
     }
     if held is not None:
         facts["worker"] = waiting.asked.worker

@@ -53,6 +53,11 @@ class Waiting:
     def bound_to(self) -> str:
         return str(self.asked.image_digest if self.what == "approval" else self.asked.held_sha256)
 
+    @property
+    def seen(self) -> str:
+        """All that a person was shown: the task's own bytes, too."""
+        return f"{self.asked.task_sha256} {self.bound_to}"
+
 
 def pending(registry: Registry) -> list[Waiting]:
     """Everything that waits for a person, oldest question first. One listing of the queue, and of each run in it."""
@@ -114,7 +119,7 @@ def withhold(
 def _decide(
     registry: Registry, task_id: str, what: Decided, by: str, reason: str, expect: str | None, files: tuple[str, ...] = ()
 ) -> Decision:
-    """`expect`: what the person was shown (`Waiting.bound_to`); if something else waits now, nothing is decided."""
+    """`expect`: what the person was shown (`Waiting.seen`, or `bound_to`); if something else waits now, nothing is decided."""
     record = registry.record(registry.me, task_id)
     asked = _question(record, what)
     if asked is None or record.finished:
@@ -125,7 +130,7 @@ def _decide(
     waiting = find(registry, task_id)
     if waiting.asked.what != asked.what:
         raise _nothing_waits(registry, task_id, record)
-    if expect not in (None, waiting.bound_to):
+    if expect not in (None, waiting.bound_to, waiting.seen):
         raise DigestMismatch(f"what waits now is not what was looked at ({waiting.bound_to})", hint="look at it again")
     if waiting.what == "release":
         _check_held(waiting, files)
