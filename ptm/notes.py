@@ -105,9 +105,13 @@ class RunRecord:
     def answer(self, asked: Note) -> Note | None:
         """What was decided about this question; a no counts more than a yes, whichever came first."""
         yes, no = ("approved", "denied") if asked.what == "awaiting-approval" else ("released", "withheld")
-        found = [note for note in self.notes if _is_about(note, asked) and note.files is None]
+        found = self.answers(asked)
         answers = [note for note in found if note.what == no] or [note for note in found if note.what == yes]
         return min(answers, key=lambda note: note.created, default=None)
+
+    def answers(self, asked: Note) -> tuple[Note, ...]:
+        """Every answer to this question as a whole, of whatever kind."""
+        return tuple(note for note in self.notes if _is_about(note, asked) and note.files is None)
 
     def partial(self, asked: Note) -> tuple[Note, ...]:
         """The withholdings of single files among what this question is about."""

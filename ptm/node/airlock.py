@@ -11,6 +11,7 @@ reason; single files withheld are left out. A cancel or a time-out ends the wait
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -131,13 +132,24 @@ def look(worker: Worker, row: RunRow, task: Task, terms: Terms, interrupted: Ask
     if asked is None:
         _ask(worker, row, held)
         return None
+    withheld = _withheld_so_far(worker, row.task, record, asked)
     answer = record.answer(asked)
     if answer is not None:
-        return _answered(worker, row, terms, held, answer, record.partial(asked))
+        return _answered(worker, row, terms, held, answer, record.partial(asked), withheld)
     limit = terms.release_timeout_s
     if limit is not None and now_utc() - held.since >= timedelta(seconds=limit):
         return Verdict(_without_content(held, terms, "rejected", f"nobody at the site released it in {in_words(limit)}"))
     return None
+
+
+def _withheld_so_far(worker: Worker, task: str, record: RunRecord, asked: Note) -> frozenset[str]:
+    """The files withheld, remembered here from the moment they are seen: hiding the note later lets nothing out."""
+    kept: list[str] = json.loads(worker.state.recall(task, "withheld") or "[]")
+    told = [note for note in (*record.partial(asked), *record.answers(asked)) if note.details]
+    together = frozenset(kept).union(*(withheld_names(worker.registry, note) for note in told))
+    if together != frozenset(kept):
+        worker.state.remember(task, "withheld", json.dumps(sorted(together)))
+    return together
 
 
 def _question(record: RunRecord, row: RunRow, held: HeldRun) -> Note | None:
@@ -146,7 +158,15 @@ def _question(record: RunRecord, row: RunRow, held: HeldRun) -> Note | None:
     return next((note for note in asked if note.held_sha256 == held.listing.sha256), None)
 
 
-def _answered(worker: Worker, row: RunRow, terms: Terms, held: HeldRun, answer: Note, partial: tuple[Note, ...]) -> Verdict:
+def _answered(
+    worker: Worker,
+    row: RunRow,
+    terms: Terms,
+    held: HeldRun,
+    answer: Note,
+    partial: tuple[Note, ...],
+    withheld: frozenset[str],
+) -> Verdict:
     decided = decisions([*partial, answer])
     for decision in decided:
         worker.audit.record(
@@ -160,7 +180,6 @@ def _answered(worker: Worker, row: RunRow, terms: Terms, held: HeldRun, answer: 
         )
     if answer.what == "withheld":
         return Verdict(_without_content(held, terms, "rejected", withheld_reason(answer), decided))
-    withheld = {name for note in (*partial, answer) if note.details for name in withheld_names(worker.registry, note)}
     folder = RunFolder(worker.registry.home, row.task).held
     names = [file.name for file in held.listing.files if file.name not in withheld]
     outputs = tuple(folder / name for name in names if name != LOG_NAME)

@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 32 * MIB
 MAX_FINDINGS = 50
 """Enough for a person to see what is wrong; the rest is only counted."""
 MAX_DEPTH = 100
-_WHOLE = re.compile(r"\s*[+]?0*(\d{1,12})(?:\.0*)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+]?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?\s*", re.ASCII)
 _DELIMITERS = ",;\t|"
 Cells = Iterator[tuple[str, object]]
 """Where in a file, and what stands there."""
@@ -104,18 +104,24 @@ def _whole(value: object) -> int | None:
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
-    match = _WHOLE.fullmatch(value) if isinstance(value, str) else None
-    return int(match[1]) if match else None
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+        return None
+    number = float(value)
+    return int(number) if number.is_integer() else None
 
 
 def _csv(path: Path) -> Cells:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    """Every cell, and of a cell with blanks in it every word too: tables are written with blanks between columns as well."""
+    with path.open(encoding="utf-8-sig", errors="strict", newline="") as file:
         start = file.readline(64 * 1024)
         file.seek(0)
         delimiter = max(_DELIMITERS, key=start.count)
         for row, cells in enumerate(csv.reader(file, delimiter=delimiter), 1):
             for column, cell in enumerate(cells, 1):
-                yield f"row {row}, column {column}", cell
+                if "\0" in cell:
+                    raise ValueError("not text")
+                for part in [cell] if delimiter in start else cell.split():
+                    yield f"row {row}, column {column}", part
 
 
 def _json(path: Path) -> Cells:

@@ -137,10 +137,11 @@ def _decide(
     if files and set(files) <= set(waiting.withheld):
         return decisions(record.partial(waiting.asked))[-1]
     note = _note(registry, waiting, what, by, reason, files or (waiting.withheld if what == "released" else ()))
+    registry.write_note(note)
+    decision = _check_it_counts(registry, task_id, note)
     if what == "approved" and asked.first_use:
         registry.approve_image(_image_approval(registry, waiting, note))
-    registry.write_note(note)
-    return _check_it_counts(registry, task_id, note)
+    return decision
 
 
 def _question(record: RunRecord, what: Decided) -> Note | None:
@@ -215,6 +216,8 @@ def _check_it_counts(registry: Registry, task_id: str, note: Note) -> Decision:
     own = decisions([note])[0]
     record = registry.record(registry.me, task_id)
     asked = _question(record, own.what)
+    if note.files is not None and (asked is None or note not in record.partial(asked)):
+        raise PtmError("the withholding is not to be seen in the registry", hint="somebody hides notes; withhold the whole run")
     answer = record.answer(asked) if asked is not None and note.files is None else None
     if answer is not None and answer.what != note.what:
         raise PtmError(

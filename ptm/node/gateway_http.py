@@ -214,6 +214,8 @@ class Site:
             if reply.status == 401 and self._authorization:
                 warn("the data source %s refuses the site's own credentials", self._name)
                 raise Refusal(502, "the site's endpoint refuses the site's own credentials")
+            if self._secrets and reply.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+                raise Refusal(502, "the site's endpoint packs its answers, which this gateway cannot look into")
             headers = {name: reply.headers[name] for name in _ANSWER_HEADERS if name in reply.headers}
             if any(secret in value.encode() for secret in self._secrets for value in headers.values()):
                 raise Refusal(502, "the site's endpoint answered with what may not leave it")

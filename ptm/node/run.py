@@ -65,6 +65,9 @@ def _consider(worker: Worker, found: AuthenticTask, body: bytes, interrupted: As
     if isinstance(decision, Allowed):
         step = elsewhere(record, found.sha256, decision.release_timeout_s)
         if step is None and record.asked("awaiting-release", found.sha256) is None:
+            if record.claimed and not worker.claims.take(task.id, found.sha256):
+                _let_go(worker, task.id)
+                return
             step = permitted(worker, found, decision, record, interrupted)
     if step is None:
         return
@@ -118,6 +121,10 @@ def _go_on(worker: Worker, row: RunRow, task: Task, step: Terms | Ending, interr
         verdict = Verdict(Ending("failed", _disk_trouble(e), "ask the site to look at its disk"))
     except Exception as e:
         log.exception("task %s: unexpected fault", task.id)
+        if _is_held(worker, row):
+            raise PtmError(
+                f"task {task.id}: unexpected fault ({type(e).__name__})", hint="nothing is lost; it is tried again"
+            ) from e
         verdict = Verdict(Ending("failed", f"an unexpected fault at the site ({type(e).__name__})", "the site's log says more"))
     if verdict is not None:
         _finish(worker, row, task, _with_terms(verdict, step))
@@ -147,8 +154,11 @@ def _finish(worker: Worker, row: RunRow, task: Task, verdict: Verdict) -> None:
     try:
         spooled = spool_result(worker, row, task, ending, verdict.leaving)
     except (NotAllowed, DigestMismatch, OSError) as e:
-        if isinstance(e, OSError) and _is_held(worker, row):
-            raise PtmError(f"what is held cannot be sealed: {_disk_trouble(e)}", hint="nothing is lost; it is tried again") from e
+        if isinstance(e, OSError | DigestMismatch) and _is_held(worker, row):
+            why = _disk_trouble(e) if isinstance(e, OSError) else str(e)
+            raise PtmError(
+                f"what is held cannot be sealed: {why}", hint="put it right; it is tried again, and nothing is lost"
+            ) from e
         reason = _disk_trouble(e) if isinstance(e, OSError) else f"the outputs could not be sealed: {e}"
         RunFolder(worker.registry.home, task.id).remove()
         spooled = spool_result(worker, row, task, replace(ending, state="failed", reason=reason, hint=None, exit_code=None))

@@ -109,7 +109,7 @@ def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leavin
         log=log_file,
         manifest=manifest,
         policy_sha256=ending.policy_sha256,
-        decided_by=ending.decided_by[:MAX_DECISIONS],
+        decided_by=ending.decided_by[-MAX_DECISIONS:],
         data_use=ending.data_use,
         audit_head=_record(worker, row, ending, (*outputs, *((log_file,) if log_file else ()))),
     )

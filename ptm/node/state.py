@@ -11,13 +11,13 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ptm.errors import PtmError
 from ptm.model import format_time
 
 Phase = Literal["claimed", "starting", "started", "held", "spooled", "delivered"]
-Memo = Literal["terms", "held"]
+Memo = Literal["terms", "held", "withheld"]
 
 _SCHEMA = """
 create table if not exists runs (
@@ -121,9 +121,8 @@ class State:
         self._execute("insert or replace into memos (task, what, body) values (?, ?, ?)", task, what, body)
 
     def recall(self, task: str, what: Memo) -> str | None:
-        with self._lock:
-            found = self._db.execute("select body from memos where task = ? and what = ?", (task, what)).fetchone()
-        return None if found is None else str(found[0])
+        found = self._ask("select body from memos where task = ? and what = ?", task, what)
+        return str(found[0][0]) if found else None
 
     def runs_since(self, user: str, first_attempt: str, besides: str) -> int:
         """How many runs of this user, besides one task's, were allowed whose attempt id (a ULID, so a time) is not before this
@@ -132,8 +131,7 @@ class State:
             "select count(*) from runs join memos on memos.task = runs.task and memos.what = 'terms' "
             "where runs.user = ? and runs.attempt >= ? and runs.task != ?"
         )
-        with self._lock:
-            return int(self._db.execute(query, (user, first_attempt, besides)).fetchone()[0])
+        return int(self._ask(query, user, first_attempt, besides)[0][0])
 
     def held(self, task: str, body: str) -> None:
         """What the run left waits for a person; `body` says what it is."""
@@ -163,9 +161,12 @@ class State:
 
     def _rows(self, where: str, *values: str) -> list[RunRow]:
         query = "select task, user, task_sha256, attempt, task_body, phase, handle, image_digest, result from runs " + where  # noqa: S608 - `where` is one of three constants of this module
+        return [RunRow(*row) for row in self._ask(query, *values)]
+
+    def _ask(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
-                return [RunRow(*row) for row in self._db.execute(query, values)]
+                return self._db.execute(query, values).fetchall()
         except sqlite3.OperationalError as e:
             raise PtmError(f"the node's state cannot be read: {e}", hint="check the disk of the home folder") from e
 

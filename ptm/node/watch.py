@@ -348,7 +348,7 @@ class Node:
 
     def _held(self, stopped: bool) -> tuple[str, ...]:
         """The tasks that other workers must leave to this one. Once stopped, it lets go of those that it had not begun."""
-        rows = self._state.unfinished()
+        rows = sorted(self._state.unfinished(), key=lambda row: row.phase == "held")  # those have their note to guard them
         held = [row.task for row in rows if not stopped or row.phase != "claimed" or (row.user, row.task) in self._in_hand]
         return tuple(held[:256])
 

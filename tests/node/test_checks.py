@@ -36,6 +36,10 @@ def found(folder: Path, name: str, body: str | bytes, least: int = 10) -> list[s
         ("t.csv", "sex,n\nm,+007\n", "row 2, column 2"),
         ("t.tsv", "sex\tn\nm\t5\n", "row 2, column 2"),
         ("t.csv", "3,50\n", "row 1, column 1"),
+        ("t.csv", "n\n3.000000000000000000e+00\n", "row 2, column 1 has 3"),
+        ("t.csv", "group n\nx 3\n", "row 2, column 1 has 3"),
+        ("t.csv", "sex,n\nm,3\n".encode("utf-16"), "cannot be read as CSV"),
+        ("t.csv", "sex,n\nm,3\n".encode("utf-16-le"), "cannot be read as CSV"),
         ("t.json", '{"groups": [{"n": 40}, {"n": 2}]}', "groups[1].n has 2"),
         ("t.json", '{"n": 2.0}', "n has 2"),
         ("t.json", '{"n": "2"}', "n has 2"),
@@ -43,7 +47,7 @@ def found(folder: Path, name: str, body: str | bytes, least: int = 10) -> list[s
         ("t.jsonl", '{"n": 40}\n\n{"n": 1}\n', "line 3.n has 1"),
     ],
 )
-def test_a_small_count_is_found_where_it_stands(tmp_path: Path, name: str, body: str, where: str) -> None:
+def test_a_small_count_is_found_where_it_stands(tmp_path: Path, name: str, body: str | bytes, where: str) -> None:
     (text,) = found(tmp_path, name, body)
     assert where in text
 
