@@ -19,6 +19,7 @@ from typing import Any
 import docker
 import pytest
 
+from ptm.node import quiet
 from tests import servers
 
 Chromium = Callable[..., AbstractContextManager[Any]]
@@ -137,3 +138,9 @@ def _not_found(reports: Iterable[pytest.TestReport]) -> dict[str, str]:
     reasons = [report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext for report in reports]
     found = [re.search(r"server not found: (\w+): (.*)", reason) for reason in reasons]
     return {match[1]: match[2] for match in found if match}
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_said_anew() -> None:
+    """A test sees its own warnings of the gateway, whatever an earlier one brought about."""
+    quiet.forget()

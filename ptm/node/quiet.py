@@ -1,4 +1,4 @@
-"""Warnings that a container can bring about: each said once in a while, so that it cannot write the node's log full."""
+"""Warnings that a container can bring about: each said once in a while, and not many, so that it cannot fill the node's log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 
 log = logging.getLogger("ptm.node")
 QUIET_S = 30.0
+MOST = 32
+"""Different warnings in that time."""
 http_log = logging.getLogger("ptm.gateway")
 """Of aiohttp's server: a traceback for each request that is none."""
 http_log.setLevel(logging.CRITICAL)
@@ -16,13 +18,16 @@ _lock = threading.Lock()
 
 
 def warn(text: str, *values: object) -> None:
-    """A warning in the node's log, unless one with the same text (before its values) was there in the last half minute."""
+    """A warning in the node's log, unless the very same one, or too many, were there in the last half minute."""
+    message = text % values
+    now = time.monotonic()
     with _lock:
-        now = time.monotonic()
-        if now - _said.get(text, -QUIET_S) < QUIET_S:
+        for old in [known for known, when in _said.items() if now - when >= QUIET_S]:
+            del _said[old]
+        if message in _said or len(_said) >= MOST:
             return
-        _said[text] = now
-    log.warning(text, *values)
+        _said[message] = now
+    log.warning("%s", message)
 
 
 def forget() -> None:

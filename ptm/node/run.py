@@ -150,7 +150,8 @@ def _with_terms(verdict: Verdict, step: Terms | Ending) -> Verdict:
 
 def _finish(worker: Worker, row: RunRow, task: Task, verdict: Verdict) -> None:
     ending = verdict.ending
-    RunFolder(worker.registry.home, task.id).drop("inputs", "download")
+    room = () if verdict.leaving.outputs else ("outputs",)  # what does not leave makes room for what says so
+    RunFolder(worker.registry.home, task.id).drop("inputs", "download", *room)
     try:
         spooled = spool_result(worker, row, task, ending, verdict.leaving)
     except (NotAllowed, DigestMismatch, OSError) as e:
