@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from ptm import coordinator
 from ptm.client import Client
 from ptm.config import Home, Limits, NodeConfig, Profile, load_profile
 from ptm.enrolment import join, write_request
+from ptm.errors import Unreachable
 from ptm.keys import load_keys
 from ptm.model import Kind
 from ptm.node.policy import LoadedPolicy
@@ -147,3 +150,36 @@ def image_folder(folder: Path, script: str = COUNT) -> Path:
     run.write_text(script)
     run.chmod(0o755)
     return folder
+
+
+def second_home(federation: Federation, site: str) -> Home:
+    """Another machine of the same site: the same keys and trust, its own state."""
+    target = federation.home(f"{site}-second")
+    source = federation.home(site)
+    target.make()
+    shutil.copytree(source.keys, target.keys)
+    shutil.copytree(source.trust, target.trust, symlinks=True)
+    shutil.copy(source.profile, target.profile)
+    return target
+
+
+class FailOnce:
+    """A hook that raises at the k-th operation of any thread but the test's own, once."""
+
+    def __init__(self, k: int) -> None:
+        self.left, self.fired, self._lock = k, False, threading.Lock()
+
+    def __call__(self, verb: str, key: str) -> None:
+        with self._lock:
+            self.left -= 1
+            if self.left != 0:
+                return
+            self.fired = True
+        raise Unreachable(f"{verb} {key}: the network went away")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

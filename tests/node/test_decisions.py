@@ -16,15 +16,14 @@ import pytest
 
 from ptm import layout
 from ptm.client import RunResult, TaskHandle
-from ptm.config import Home
-from ptm.errors import DigestMismatch, PtmError, Unreachable, UsageError
+from ptm.errors import DigestMismatch, PtmError, UsageError
 from ptm.model import Result
 from ptm.node import decisions
 from ptm.node.audit import entries
 from ptm.notes import ImageApproval, Note
 from ptm.registry import Registry, now_utc
 from ptm.store.memory import MemoryStore
-from tests.federation import COUNT, Federation, image_folder
+from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home, wait_for
 
 APPROVAL = {"approval": "manual"}
 RELEASE = {"release": "manual"}
@@ -427,7 +426,7 @@ def test_held_files_that_are_not_what_the_run_left_do_not_leave(
     with pytest.raises(DigestMismatch, match="not what the run left"):
         decisions.release(site(federation), task.id, by="Jansen")
     registry = federation.registry("maastro")
-    elsewhere = Registry(second_home(federation), registry.profile, federation.store, registry.keys)
+    elsewhere = Registry(second_home(federation, "maastro"), registry.profile, federation.store, registry.keys)
     decisions.release(elsewhere, task.id, by="Jansen")  # at another machine, which has no files to look at
     if harm == "add":
         federation.run_once("maastro", images=images, rule=RELEASE)
@@ -613,7 +612,7 @@ def test_two_workers_ask_once_run_once_and_only_the_one_that_holds_the_files_let
     federation: Federation, images: dict[str, Path], tmp_path: Path
 ) -> None:
     task = federation.client().put("demo/count:1", ["maastro"])
-    homes = {"w1": federation.home("maastro"), "w2": second_home(federation)}
+    homes = {"w1": federation.home("maastro"), "w2": second_home(federation, "maastro")}
     for _ in range(2):
         for worker, home in homes.items():
             federation.run_once("maastro", images=images, rule=BOTH, home=home, worker=worker)
@@ -637,7 +636,7 @@ def test_two_workers_ask_once_run_once_and_only_the_one_that_holds_the_files_let
 def test_the_worker_that_held_the_files_is_gone_for_good_and_a_person_ends_it(
     federation: Federation, images: dict[str, Path], tmp_path: Path
 ) -> None:
-    second = second_home(federation)
+    second = second_home(federation, "maastro")
     task = federation.client().put("demo/two:1", ["maastro"])
     federation.run_once("maastro", images=images, rule=RELEASE, home=second, worker="w2")
     shutil.rmtree(second.path)
@@ -656,7 +655,7 @@ def test_the_worker_that_held_the_files_is_gone_for_good_and_a_person_ends_it(
 
 def test_a_rival_does_not_end_as_expired_what_another_worker_runs(federation: Federation, images: dict[str, Path]) -> None:
     task = federation.client().put("demo/two:1", ["maastro"], expires="3s")
-    second = second_home(federation)
+    second = second_home(federation, "maastro")
     federation.run_once("maastro", images=images, rule=RELEASE, home=second, worker="w2")
     time.sleep(3)
     federation.run_once("maastro", images=images, rule=RELEASE, worker="w1")
@@ -732,35 +731,3 @@ def run_until(
         if done():
             return
     pytest.fail("the node did not get there")
-
-
-def second_home(federation: Federation) -> Home:
-    """Another machine of the same site: the same keys and trust, its own state."""
-    target, source = federation.home("maastro-second"), federation.home("maastro")
-    target.make()
-    shutil.copytree(source.keys, target.keys)
-    shutil.copytree(source.trust, target.trust, symlinks=True)
-    shutil.copy(source.profile, target.profile)
-    return target
-
-
-class FailOnce:
-    """A hook that raises at the k-th operation, once."""
-
-    def __init__(self, k: int) -> None:
-        self.left, self.fired, self._lock = k, False, threading.Lock()
-
-    def __call__(self, verb: str, key: str) -> None:
-        with self._lock:
-            self.left -= 1
-            if self.left != 0:
-                return
-            self.fired = True
-        raise Unreachable(f"{verb} {key}: the network went away")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)

@@ -3,23 +3,20 @@ moment does not change."""
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ptm import envelope, layout
 from ptm.client import RunResult
-from ptm.config import Home
 from ptm.errors import AccessDenied, NotForUs, PtmError, Unreachable, VerificationError
 from ptm.model import Cancel
 from ptm.node.claims import Claims
 from ptm.registry import new_nonce, now_utc
 from ptm.store.memory import MemoryStore
-from tests.federation import COUNT, Federation, image_folder
+from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home, wait_for
 
 
 @pytest.fixture
@@ -394,36 +391,3 @@ def test_a_rival_takes_over_only_after_a_whole_lease_without_a_beat(federation: 
     assert rival.take(task.id, "0" * 64)
     assert registry.claims("maastro", task.id) == [1, 2]
     assert not holder.take(task.id, "0" * 64)
-
-
-def second_home(federation: Federation, site: str) -> Home:
-    """Another machine of the same site: the same keys and trust, its own state."""
-    target = federation.home(f"{site}-second")
-    source = federation.home(site)
-    target.make()
-    shutil.copytree(source.keys, target.keys)
-    shutil.copytree(source.trust, target.trust, symlinks=True)
-    shutil.copy(source.profile, target.profile)
-    return target
-
-
-class FailOnce:
-    """A hook that raises at the k-th operation of any thread but the test's own, once."""
-
-    def __init__(self, k: int) -> None:
-        self.left, self.fired, self._lock = k, False, threading.Lock()
-
-    def __call__(self, verb: str, key: str) -> None:
-        with self._lock:
-            self.left -= 1
-            if self.left != 0:
-                return
-            self.fired = True
-        raise Unreachable(f"{verb} {key}: the network went away")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
