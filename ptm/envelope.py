@@ -59,9 +59,17 @@ def task_id(created: datetime, registry: str, user: str, nonce: str) -> str:
 
     So a member who puts a task of their own under somebody else's id is found out, and cannot use up that run's one result.
     """
-    bound = hashlib.sha256(f"ptm/task-id@1\n{registry}\n{user}\n{nonce}".encode()).digest()[:10]
-    milliseconds = int(created.timestamp() * 1000)
-    return str(ULID(milliseconds.to_bytes(6, "big") + bound))
+    return _bound_ulid("ptm/task-id@1", created, registry, user, nonce)
+
+
+def transfer_id(created: datetime, registry: str, sender: str, nonce: str) -> str:
+    """As `task_id`, for a transfer."""
+    return _bound_ulid("ptm/transfer-id@1", created, registry, sender, nonce)
+
+
+def _bound_ulid(use: str, created: datetime, registry: str, author: str, nonce: str) -> str:
+    bound = hashlib.sha256(f"{use}\n{registry}\n{author}\n{nonce}".encode()).digest()[:10]
+    return str(ULID(int(created.timestamp() * 1000).to_bytes(6, "big") + bound))
 
 
 def sign(document: Document | MemberRequest, key: Ed25519PrivateKey) -> bytes:

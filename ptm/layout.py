@@ -22,6 +22,10 @@ _NOTE = re.compile(
     r"\.(?P<what>awaiting-approval|awaiting-release|approved|denied|released|withheld)\.json"
 )
 _RESULT = re.compile(rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/result\.json")
+_TRANSFER = re.compile(rf"inbox/(?P<party>{_NAME})/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/manifest\.json")
+_RECEIPT = re.compile(
+    rf"sites/(?P<party>{_NAME})/receipts/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/(?P<seen>[0-9a-f]{{64}})\.json"
+)
 _CLAIM = re.compile(rf"sites/{_NAME}/runs/{_ULID}/claim\.(?P<epoch>[1-9][0-9]{{0,3}})\.json")
 
 
@@ -44,6 +48,16 @@ class PendingKey:
     member: str
     version: int
     digest: str
+
+
+@dataclass(frozen=True)
+class TransferKey:
+    """A key in a party's inbox: the manifest of a transfer."""
+
+    key: str
+    party: str
+    sender: str
+    transfer: str
 
 
 def is_task_id(text: str) -> bool:
@@ -143,6 +157,42 @@ def output(site: str, task_id: str, attempt: str, name: str) -> str:
     return f"sites/{site}/runs/{task_id}/outputs/{attempt}/{name}.age"
 
 
+def inbox_of(party: str) -> str:
+    return f"inbox/{party}/"
+
+
+def inbox_of_sender(party: str, sender: str) -> str:
+    return f"inbox/{party}/{sender}/"
+
+
+def transfer(party: str, sender: str, transfer_id: str) -> str:
+    """All that belongs to one transfer, until its party has it."""
+    return f"inbox/{party}/{sender}/{transfer_id}/"
+
+
+def transfer_manifest(party: str, sender: str, transfer_id: str) -> str:
+    return f"inbox/{party}/{sender}/{transfer_id}/manifest.json"
+
+
+def transfer_file(party: str, sender: str, transfer_id: str, name: str, suffix: str) -> str:
+    """`suffix`: `age` or `c4gh`."""
+    return f"inbox/{party}/{sender}/{transfer_id}/files/{name}.{suffix}"
+
+
+def receipts_of(party: str, sender: str, transfer_id: str) -> str:
+    return f"sites/{party}/receipts/{sender}/{transfer_id}/"
+
+
+def receipt(party: str, sender: str, transfer_id: str, seen_sha256: str) -> str:
+    """The party's answer to a manifest with these bytes (SHA-256 of the object as it lay in the inbox)."""
+    return f"sites/{party}/receipts/{sender}/{transfer_id}/{seen_sha256}.json"
+
+
+def purge(party: str, collection: str, number: str) -> str:
+    """A party's record that it removed a collection's files; `number` is a ULID."""
+    return f"sites/{party}/purges/{collection}/{number}.json"
+
+
 def parse_pending(key: str) -> PendingKey | None:
     match = _PENDING.fullmatch(key)
     return match and PendingKey(key, match["member"], int(match["version"]), match["digest"])
@@ -181,3 +231,14 @@ def parse_result(key: str) -> tuple[str, str] | None:
     """(site, task id)."""
     match = _RESULT.fullmatch(key)
     return match and (match["site"], match["task"])
+
+
+def parse_transfer(key: str) -> TransferKey | None:
+    match = _TRANSFER.fullmatch(key)
+    return match and TransferKey(key, match["party"], match["sender"], match["transfer"])
+
+
+def parse_receipt(key: str) -> tuple[str, str, str, str] | None:
+    """(party, sender, transfer id, SHA-256 of the manifest it answers)."""
+    match = _RECEIPT.fullmatch(key)
+    return match and (match["party"], match["sender"], match["transfer"], match["seen"])

@@ -180,6 +180,30 @@ class SealedManifest(Frozen):
     files: Annotated[tuple[PlainFile, ...], Field(max_length=MAX_FILES + 1)]
 
 
+class Deliver(Frozen):
+    """Where a run's outputs go instead of to the researcher: a trusted party's collection."""
+
+    to: Name
+    collection: Name
+
+
+class SentFile(Frozen):
+    """A file of a transfer, as ciphertext: what lies in the inbox."""
+
+    name: FileName
+    size: Annotated[int, Field(ge=1, le=MAX_SEALED_BYTES)]
+    sha256: Sha256
+
+
+class Delivered(Frozen):
+    """All that a researcher gets of outputs that went to a trusted party: name, size and SHA-256 of each as ciphertext."""
+
+    to: Name
+    collection: Name
+    transfer: Ulid
+    files: Annotated[tuple[SentFile, ...], Field(min_length=1, max_length=MAX_FILES)]
+
+
 class Task(Document):
     """One signed request. `id` is bound to its author (`ptm.envelope.task_id`), so nobody can occupy another's id."""
 
@@ -201,6 +225,7 @@ class Task(Document):
     resources: Resources = Resources()
     time_limit_s: Annotated[int, Field(ge=1, le=366 * 86400)] | None = None
     data: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    deliver: Deliver | None = None
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_SITES)]
     recipients: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     inputs: Annotated[tuple[SealedFile, ...], Field(max_length=MAX_FILES)] = ()
@@ -268,6 +293,7 @@ class Result(Document):
     outputs: Annotated[tuple[SealedFile, ...], Field(max_length=MAX_FILES)] = ()
     log: SealedFile | None = None
     manifest: Base64 | None = None
+    delivered: Delivered | None = None
     policy_sha256: Sha256 | None = None
     decided_by: Annotated[tuple[Decision, ...], Field(max_length=MAX_DECISIONS)] = ()
     data_use: Annotated[tuple[DataUse, ...], Field(max_length=64)] = ()
@@ -287,6 +313,8 @@ class Result(Document):
             raise ValueError(f"the log is named {LOG_NAME}")
         if (self.state == "completed") != (self.exit_code == 0 and self.reason is None):
             raise ValueError("completed means exit code 0 and no reason, and the other way round")
+        if self.delivered is not None and self.outputs:
+            raise ValueError("outputs are delivered to a party, or come to the researcher, not both")
         if self.state != "completed" and not self.reason:
             raise ValueError("a run that did not complete says why")
         if (self.manifest is None) != (not self.files):

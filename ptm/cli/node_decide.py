@@ -14,8 +14,8 @@ from ptm.cli.show import clean, json_option, note, print_json, print_table
 from ptm.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from ptm.audit import Report
     from ptm.model import Decision
-    from ptm.node.audit import Report
     from ptm.node.decisions import Waiting
     from ptm.registry import Registry
 
@@ -189,8 +189,8 @@ def audit(home: str | None, /, task_id: str | None, last: int | None, verify: bo
     """
     from collections import deque
 
+    from ptm.audit import entries, in_words
     from ptm.config import find_home
-    from ptm.node.audit import entries, in_words
 
     place = find_home(home)
     if verify:

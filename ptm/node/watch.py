@@ -17,21 +17,21 @@ from functools import partial
 from importlib.metadata import version
 
 from ptm import layout
+from ptm.audit import Audit
 from ptm.config import Home, NodeConfig
 from ptm.errors import NotFound, PtmError, StoreError, TooLarge, Unreachable, VerificationError
 from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
-from ptm.node.audit import Audit
 from ptm.node.claims import Claims
 from ptm.node.pauses import Of, Pauses
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.spool import sweep_spool
 from ptm.node.state import State
-from ptm.node.stop import run_until_stopped
 from ptm.node.verify import verify_cancel
 from ptm.node.worker import Ask, PolicySource, ReviewedImages, Worker
 from ptm.registry import Registry, new_nonce, now_utc
+from ptm.stop import run_until_stopped
 from ptm.trust import TrustedRoster
 
 log = logging.getLogger("ptm.node")

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ptm import layout
+from ptm.audit import Report, verify
 from ptm.errors import NotFound, TooLarge, VerificationError
 from ptm.model import Heartbeat, Result
-from ptm.node.audit import Report, verify
 from ptm.registry import Registry
 from ptm.tasks import PARALLEL
 

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Protocol
 
 from ptm.algorithms import reviewed_digests
+from ptm.audit import Audit
 from ptm.config import NodeConfig
 from ptm.model import DataUse, Decision, FinalState
-from ptm.node.audit import Audit
 from ptm.node.claims import Claims
 from ptm.node.policy import LoadedPolicy
 from ptm.node.rules import Policy

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from ptm.audit import Audit
 from ptm.client import TaskHandle
 from ptm.node import decisions
-from ptm.node.audit import Audit
 from ptm.node.console.preview import MAX_COLUMNS, MAX_IMAGES, MAX_ROWS, MAX_TEXT, Images, preview
 from ptm.node.console.server import Console
 from ptm.node.console.session import Door

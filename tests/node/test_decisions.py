@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from ptm import layout
+from ptm.audit import entries
 from ptm.client import RunResult, TaskHandle
 from ptm.errors import DigestMismatch, PtmError, UsageError
 from ptm.model import Result
 from ptm.node import decisions
-from ptm.node.audit import entries
 from ptm.notes import ImageApproval, Note
 from ptm.registry import Registry, now_utc
 from ptm.store.memory import MemoryStore

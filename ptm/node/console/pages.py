@@ -14,11 +14,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ptm.audit import entries, in_words
 from ptm.config import NodeConfig, read_toml
 from ptm.errors import PtmError, UsageError
 from ptm.model import Decision
 from ptm.node import decisions
-from ptm.node.audit import entries, in_words
 from ptm.node.console.health import Beats, health, running
 from ptm.node.console.preview import Images, Preview, preview, visible
 from ptm.node.decisions import Waiting

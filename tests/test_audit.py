@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ptm.audit import FIRST, Audit, entries, verify
 from ptm.errors import PtmError, UsageError, VerificationError
-from ptm.node.audit import FIRST, Audit, entries, verify
 from ptm.node.witness import verify_against_registry
 from ptm.store.memory import MemoryStore
 from tests.federation import Federation, image_folder
@@ -156,7 +156,7 @@ def test_killed_in_the_middle_nothing_reported_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     script = f"""
 from pathlib import Path
-from ptm.node.audit import Audit
+from ptm.audit import Audit
 log = Audit(Path({str(path)!r}))
 while True:
     print(log.record("run-ended", number=1, text="x" * 5000), flush=True)
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_no_half_of_an_entry(tmp_path: Path) -> None:
 import resource, signal
 from pathlib import Path
 from ptm.errors import PtmError
-from ptm.node.audit import Audit
+from ptm.audit import Audit
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = Audit(Path({str(path)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
