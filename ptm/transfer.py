@@ -57,8 +57,8 @@ class Transfer(Document):
 class Receipt(Document):
     """The party's signed answer to a transfer: accepted whole, or refused with the reason.
 
-    `seen_sha256` is the digest of the manifest's bytes as they lay in the inbox, so that an answer to something else that somebody
-    put under a transfer's name is not taken for the answer to it. `files` are those accepted, as ciphertext."""
+    `seen_sha256` is the digest of the manifest's bytes as they lay in the inbox, so that an answer to something else that
+    somebody put under a transfer's name is not taken for the answer to it. `files` are those accepted, as ciphertext."""
 
     TYPE: ClassVar[str] = "ptm/receipt@1"
 
