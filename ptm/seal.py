@@ -34,7 +34,7 @@ class Measure:
     sha256: str
 
 
-class _Meter:
+class Meter:
     """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it)."""
 
     def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
@@ -76,12 +76,12 @@ class _Meter:
 
 def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[Measure, Measure]:
     """Encrypt a stream to age recipients (`age1…`). Returns the measures of the plaintext and of the ciphertext."""
-    plain, cipher = _Meter(source), _Meter(sink)
+    plain, cipher = Meter(source), Meter(sink)
     try:
         pyrage.encrypt_io(plain, cipher, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
     except (OSError, ValueError, SealError, pyrage.EncryptError, pyrage.RecipientError) as e:
-        raise _cause(plain, cipher, e, "cannot be sealed") from e
-    _check_streams(plain, cipher)
+        raise cause(plain, cipher, e, "cannot be sealed") from e
+    raise_swallowed(plain, cipher)
     return plain.measure(), cipher.measure()
 
 
@@ -91,12 +91,12 @@ def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, l
     `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
     throws away."""
     _check_header(source)
-    cipher, plain = _Meter(source), _Meter(sink, limit)
+    cipher, plain = Meter(source), Meter(sink, limit)
     try:
         pyrage.decrypt_io(cipher, plain, [identity])
     except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
-        raise _cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
-    _check_streams(plain, cipher)
+        raise cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
+    raise_swallowed(plain, cipher)
     return plain.measure()
 
 
@@ -157,7 +157,7 @@ def check_cipher(measured: Measure, size: int, sha256: str, name: str) -> None:
 
 def measure(stream: BinaryIO) -> Measure:
     """Size and SHA-256 of what is left in a stream."""
-    meter = _Meter(stream)
+    meter = Meter(stream)
     while meter.read(1024 * 1024):
         pass
     return meter.measure()
@@ -173,14 +173,14 @@ def _check_header(source: BinaryIO) -> None:
         raise SealError(f"cannot be opened: its header has more than {MAX_HEADER_BYTES} bytes")
 
 
-def _check_streams(*streams: _Meter) -> None:
+def raise_swallowed(*streams: Meter) -> None:
     """Raise what a stream raised and age's buffer swallowed: the last write of a small file is one of those."""
     for stream in streams:
         if stream.error is not None:
             raise stream.error
 
 
-def _cause(plain: _Meter, cipher: _Meter, error: Exception, text: str) -> BaseException:
+def cause(plain: Meter, cipher: Meter, error: Exception, text: str) -> BaseException:
     """What really happened: the stream's own error (a full disk, a Ctrl-C in the middle), else what age says."""
     own = plain.error or cipher.error
     if isinstance(own, OSError | SealError) or (own is not None and not isinstance(own, Exception)):

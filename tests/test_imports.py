@@ -16,6 +16,7 @@ LAYERS = [
     ["transfer"],
     ["config", "layout", "envelope", "notes"],
     ["keys", "seal"],
+    ["c4gh"],
     ["trust"],
     ["algorithms"],
     ["registry", "admission", "publisher", "reviewing"],
