@@ -10,10 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
-.PHONY: demo test lint lock bench soak screenshots clean
+.PHONY: demo vertical test lint lock bench soak screenshots clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ptm demo $(ARGS)
+
+# The trusted party's example: examples/vertical/README.md.
+vertical: .venv/demo.stamp
+	$(BIN)/python -m examples.vertical $(ARGS)
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest $(ARGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "overhead", "polling")
+NAMES = ("startup", "overhead", "polling", "transfer")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from ptm import layout
 from ptm.config import Home, find_home
 from ptm.errors import NotForUs, StoreError, TimedOut, Unreachable, UsageError
-from ptm.model import Resources, Task
+from ptm.model import Deliver, Delivered, Resources, Task
 from ptm.registry import Registry, now_utc
 from ptm.results import SavedResult, save_result
 from ptm.tasks import (
@@ -41,6 +41,8 @@ from ptm.tasks import (
     task_status,
     unfit,
 )
+from ptm.transfer import Receipt
+from ptm.trustedparty.delivered import receipt_for
 
 POLL_S = 0.2
 MAX_POLL_S = 5.0
@@ -86,6 +88,11 @@ class RunResult:
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(file.name for file in self.saved.result.outputs)
+
+    @property
+    def delivered(self) -> Delivered | None:
+        """What went to a trusted party instead of coming here: name, size and SHA-256 of each file, as ciphertext."""
+        return self.saved.result.delivered
 
     def read(self, name: str) -> bytes:
         """An output file's bytes. `UsageError` if the result has no such file."""
@@ -161,6 +168,11 @@ class TaskHandle:
         if doubts:
             raise doubts[0]
 
+    def receipt(self, result: RunResult) -> Receipt | None:
+        """What the trusted party answered to a result's outputs that were delivered to it; None if nothing yet."""
+        delivered = result.delivered
+        return None if delivered is None else receipt_for(self.registry, result.site, delivered)
+
     def _place(self, folder: Path | str | None) -> Path:
         if folder is not None:
             return Path(folder)
@@ -217,6 +229,7 @@ class Client:
         *,
         inputs: Mapping[str, bytes | str | Path] | None = None,
         data: Sequence[str] = (),
+        deliver: tuple[str, str] | None = None,
         purpose: str = "",
         study: str | None = None,
         expires: str = "7d",
@@ -226,7 +239,8 @@ class Client:
         resources: Resources | None = None,
         time_limit_s: int | None = None,
     ) -> TaskHandle:
-        """Seal, sign and put a task. `inputs` maps names to bytes, or to the paths of files (str or Path).
+        """Seal, sign and put a task. `inputs` maps names to bytes, or to the paths of files (str or Path). `deliver`: the
+        trusted party and its collection that the outputs go to, instead of to you.
 
         Raises `UsageError` or `NotAllowed` before anything is written, and `StoreError` if a site could not be
         reached: the error's text has the task's id, and `client.task(id).resume()` finishes the job."""
@@ -243,6 +257,7 @@ class Client:
                 workdir=workdir,
                 inputs={name: Path(value) for name, value in given.items() if not isinstance(value, bytes)},
                 data=tuple(data),
+                deliver=Deliver(to=deliver[0], collection=deliver[1]) if deliver else None,
                 resources=resources or Resources(),
                 time_limit_s=time_limit_s,
             )

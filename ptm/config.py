@@ -226,6 +226,34 @@ class Home:
     def spool(self) -> Path:
         return self.path / "spool"
 
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox"
+
+    @property
+    def party(self) -> Path:
+        return self.path / "party.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "party.sqlite"
+
+    @property
+    def party_lock(self) -> Path:
+        return self.path / "party.lock"
+
+    @property
+    def party_audit(self) -> Path:
+        return self.path / "party-audit.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine"
+
+    @property
+    def collections(self) -> Path:
+        return self.path / "collections"
+
     def make(self) -> Self:
         private_folder(self.path)
         return self
@@ -275,7 +303,8 @@ def read_toml(path: Path, kind: type[Settings]) -> Settings:
 def _advice(path: Path, kind: type[Frozen]) -> str:
     if kind is Profile:
         return f"`ptm join URL --root FINGERPRINT` writes {path.name} again"
-    return f"docs/node.md explains every setting of {path.name}"
+    page = "trusted-party" if path.name.endswith("party.toml") else "node"
+    return f"docs/{page}.md explains every setting of {path.name.removeprefix('.ptm-')}"
 
 
 def toml_string(text: str) -> str:

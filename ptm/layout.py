@@ -19,10 +19,11 @@ _TASK = re.compile(rf"users/(?P<user>{_NAME})/tasks/(?P<task>{_ULID})/task\.json
 _HEARTBEAT = re.compile(rf"sites/(?P<site>{_NAME})/workers/(?P<worker>{_NAME})\.json")
 _NOTE = re.compile(
     rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/(?P<number>[0-9]{{3}})"
-    r"\.(?P<what>awaiting-approval|awaiting-release|approved|denied|released|withheld)\.json"
+    r"\.(?P<what>awaiting-approval|awaiting-release|waiting-data|approved|denied|released|withheld)\.json"
 )
 _RESULT = re.compile(rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/result\.json")
 _TRANSFER = re.compile(rf"inbox/(?P<party>{_NAME})/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/manifest\.json")
+_TRANSFER_FILE = re.compile(rf"inbox/{_NAME}/{_NAME}/{_ULID}/files/[^/]+\.(age|c4gh)")
 _RECEIPT = re.compile(
     rf"sites/(?P<party>{_NAME})/receipts/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/(?P<seen>[0-9a-f]{{64}})\.json"
 )
@@ -188,6 +189,10 @@ def receipt(party: str, sender: str, transfer_id: str, seen_sha256: str) -> str:
     return f"sites/{party}/receipts/{sender}/{transfer_id}/{seen_sha256}.json"
 
 
+def purges_of(party: str, collection: str) -> str:
+    return f"sites/{party}/purges/{collection}/"
+
+
 def purge(party: str, collection: str, number: str) -> str:
     """A party's record that it removed a collection's files; `number` is a ULID."""
     return f"sites/{party}/purges/{collection}/{number}.json"
@@ -236,6 +241,11 @@ def parse_result(key: str) -> tuple[str, str] | None:
 def parse_transfer(key: str) -> TransferKey | None:
     match = _TRANSFER.fullmatch(key)
     return match and TransferKey(key, match["party"], match["sender"], match["transfer"])
+
+
+def is_transfer_file(key: str) -> bool:
+    """Whether a key is that of a file of a transfer."""
+    return _TRANSFER_FILE.fullmatch(key) is not None
 
 
 def parse_receipt(key: str) -> tuple[str, str, str, str] | None:

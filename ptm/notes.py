@@ -51,7 +51,7 @@ class Note(Document):
     task_sha256: Sha256
     user: Name
     site: Name
-    what: Asked | Decided
+    what: Asked | Decided | Literal["waiting-data"]
     worker: Name | None = None
     image_digest: ImageDigest | None = None
     held_sha256: Sha256 | None = None
@@ -68,8 +68,10 @@ class Note(Document):
             raise ValueError("an approval is bound to an image digest")
         if self.what in ("awaiting-release", "released", "withheld") and self.held_sha256 is None:
             raise ValueError("a release is bound to what is held")
-        if self.what.startswith("awaiting-") != (self.by is None):
+        if self.what.startswith(("awaiting-", "waiting-")) != (self.by is None):
             raise ValueError("a decision, and only that, names who took it")
+        if self.what == "waiting-data" and not self.reason:
+            raise ValueError("a note that data is waited for says what is missing")
         if self.files is not None and (self.what != "withheld" or self.details is None):
             raise ValueError("only a withholding of single files counts files, and says which")
         return self
@@ -116,6 +118,16 @@ class RunRecord:
     def partial(self, asked: Note) -> tuple[Note, ...]:
         """The withholdings of single files among what this question is about."""
         return tuple(note for note in self.notes if _is_about(note, asked) and note.files is not None)
+
+    def waiting_data(self, task_sha256: str | None = None) -> Note | None:
+        """The note that says which data the run waits for, if it still does: nothing was asked, decided or begun since."""
+        if self.finished or self.claimed:
+            return None
+        found = [note for note in reversed(self.notes) if note.what == "waiting-data" and task_sha256 in (None, note.task_sha256)]
+        newest = max(found, key=lambda note: note.created, default=None)
+        if newest is None or any(note.created >= newest.created for note in self.notes if note.what != "waiting-data"):
+            return None
+        return newest
 
     def open(self, task_sha256: str | None = None) -> Note | None:
         """The question that still waits for an answer, if there is one."""

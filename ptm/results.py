@@ -61,6 +61,11 @@ def believe(raw: bytes, site: str, task: Task, task_sha256: str, sign_key: str) 
         raise DigestMismatch(f"{site} ran another task under this id (its digest is {result.task_sha256[:16]}…)")
     if result.recipients != task.recipients or result.image != task.image:
         raise NotForUs(f"{site} changed the recipients or the image of the task")
+    sent = result.delivered
+    if sent is not None and (task.deliver is None or (sent.to, sent.collection) != (task.deliver.to, task.deliver.collection)):
+        raise NotForUs(f"{site} delivered the outputs to {sent.to}/{sent.collection}, which the task does not ask for")
+    if task.deliver is not None and result.outputs:
+        raise NotForUs(f"{site} sent outputs that were to be delivered to {task.deliver.to}")
     return result
 
 

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyrage
 import rfc8785
@@ -24,6 +24,8 @@ from ptm.model import INLINE_BYTES, PlainFile, SealedFile, SealedManifest
 MAX_MANIFEST_BYTES = 160 * 1024
 MAX_HEADER_BYTES = 128 * 1024
 """An age file's header has about 100 bytes for each of its recipients, of whom a task has `MAX_SITES` + 1 at most."""
+
+_ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,11 @@ def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[M
 
 
 def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, limit: int | None = None) -> Measure:
-    """Decrypt a seekable stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
+    """Decrypt a stream, at most `limit` bytes of plaintext. Returns the plaintext's measure.
 
     `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
     throws away."""
-    _check_header(source)
-    cipher, plain = Meter(source), Meter(sink, limit)
+    cipher, plain = Meter(_with_checked_header(source)), Meter(sink, limit)
     try:
         pyrage.decrypt_io(cipher, plain, [identity])
     except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
@@ -163,14 +164,25 @@ def measure(stream: BinaryIO) -> Measure:
     return meter.measure()
 
 
-def _check_header(source: BinaryIO) -> None:
-    """`SealError` for an endless header, before age looks at it: parsing one takes time that grows with its length squared.
-    Within one, no line but the last starts with `---`."""
-    start = source.tell()
+def _with_checked_header(source: BinaryIO) -> BinaryIO:
+    """The stream, if its header ends. `SealError` for an endless one, before age looks at it: parsing one takes time that grows
+    with its length squared. Within one, no line but the last starts with `---`."""
     head = source.read(MAX_HEADER_BYTES)
-    source.seek(start)
+    if head.startswith(_ARMOR):
+        raise SealError("cannot be opened: it is armored, as text", hint="seal it without --armor (age), or decode it first")
     if len(head) == MAX_HEADER_BYTES and b"\n---" not in head:
         raise SealError(f"cannot be opened: its header has more than {MAX_HEADER_BYTES} bytes")
+    return cast(BinaryIO, _Again(head, source))
+
+
+class _Again:
+    """A stream whose first bytes were read before: they are read once more, so it need not be seekable."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head, self._rest = io.BytesIO(head), rest
+
+    def read(self, size: int) -> bytes:
+        return self._head.read(size) or self._rest.read(size)
 
 
 def raise_swallowed(*streams: Meter) -> None:

@@ -39,6 +39,7 @@ from ptm.model import (
     INLINE_TOTAL_BYTES,
     MAX_FILES,
     Cancel,
+    Deliver,
     EnvName,
     Frozen,
     Name,
@@ -76,6 +77,7 @@ class TaskRequest(Frozen):
     workdir: str | None = None
     inputs: dict[str, Path] = {}
     data: tuple[Name, ...] = ()
+    deliver: Deliver | None = None
     resources: Resources = Resources()
     time_limit_s: int | None = None
 
@@ -153,6 +155,7 @@ def put_task(registry: Registry, request: TaskRequest, inputs: Mapping[str, byte
                 resources=request.resources,
                 time_limit_s=request.time_limit_s,
                 data=request.data,
+                deliver=request.deliver,
                 sites=request.sites,
                 recipients=(registry.me,),
                 inputs=sealed,
@@ -234,6 +237,9 @@ def _look_at(registry: Registry, roster: TrustedRoster, task: Task, site: str) -
     asked = record.open()
     if asked is not None:
         return _waiting(asked)
+    lacking = record.waiting_data()
+    if lacking is not None:
+        return SiteStatus(site, "waiting_data", f"since {lacking.created:%Y-%m-%d %H:%M} UTC: {lacking.reason}")
     if record.claimed:
         return SiteStatus(site, "running")
     if registry.exists(layout.queue(site, registry.me, task.id)):
@@ -259,6 +265,10 @@ def check_request(registry: Registry, roster: TrustedRoster, request: TaskReques
     for name in request.sites:
         if roster.active(name).kind not in ("site", "party"):
             raise UsageError(f"{name} is not a site", hint="`ptm member list` shows the sites")
+    if request.deliver is not None and (kind := roster.active(request.deliver.to).kind) != "party":
+        raise UsageError(
+            f"{request.deliver.to} is a {kind}, and only to a party outputs are delivered", hint="--deliver PARTY/COLLECTION"
+        )
     parse_duration(request.expires)
     try:
         parse_image(request.image)

@@ -1,8 +1,8 @@
 """Fixtures for the real servers, and what happens when one is missing.
 
 Rules: a test that asks for a server which this machine has not got is skipped, and the skip says which one and how to get it; if
-`PTM_REQUIRE` (a comma-separated list of `chromium`, `docker`, `minio` and `postgres`) names it, the test fails instead. The last
-line of a run sums up. `image_registry` and `base_image` count as docker.
+`PTM_REQUIRE` (a comma-separated list of `age`, `chromium`, `docker`, `minio` and `postgres`) names it, the test fails instead.
+The last line of a run sums up. `image_registry` and `base_image` count as docker.
 No test finds credentials or a profile of the person who runs it.
 
 How the servers are started stands in `servers.py`; this file does nothing but that in the form of fixtures.
@@ -24,7 +24,9 @@ from tests import servers
 
 Chromium = Callable[..., AbstractContextManager[Any]]
 KINDS = {
+    "age": "age",
     "minio": "minio",
+    "minio_events": "minio",
     "docker_engine": "docker",
     "image_registry": "docker",
     "base_image": "docker",
@@ -69,6 +71,17 @@ def minio() -> Iterator[servers.Minio]:
 
 
 @pytest.fixture(scope="session")
+def minio_events() -> Iterator[servers.Minio]:
+    """The same of another release, one that announces changes."""
+    try:
+        binary = servers.find_minio_events()
+    except servers.ServerMissing as missing:
+        servers.give_up(missing)
+    with servers.run_minio(binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def docker_engine() -> Iterator[docker.DockerClient]:
     """A docker-py client of a real container engine. Images made with `servers.build_image` go at the end."""
     try:
@@ -89,6 +102,15 @@ def image_registry(docker_engine: docker.DockerClient) -> Iterator[servers.Regis
         servers.give_up(missing)
     with servers.run_registry(docker_engine) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def age() -> str:
+    """The path of Debian's age."""
+    try:
+        return str(servers.find_age())
+    except servers.ServerMissing as missing:
+        servers.give_up(missing)
 
 
 @pytest.fixture(scope="session")

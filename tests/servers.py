@@ -38,10 +38,12 @@ import pytest
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
 
-KINDS = frozenset({"chromium", "docker", "minio", "postgres"})
+KINDS = frozenset({"age", "chromium", "docker", "minio", "postgres"})
 BASE_IMAGE = "ptm-test/base:bookworm"
 SESSION_LABEL = "ptm-test.session"
 REGION = "us-east-1"
+MINIO_EVENTS = "v0.0.0-20250907161309-07c3a429bfed"
+"""RELEASE.2025-09-07T16-13-09Z, the one that `infra/minio-compose.yml` runs."""
 START_SECONDS = 30
 CHROMIUM = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync", "window-size=1200,1100"),
@@ -213,13 +215,27 @@ def find_minio() -> Path:
     return _find_binary("minio", "PTM_MINIO")
 
 
+def find_minio_events() -> Path:
+    """A MinIO server that announces changes: `PTM_MINIO_EVENTS`, else the cache folder. What came after the release of September
+    2025 takes the request and then holds every event back (its writer cannot flush, since minio/minio#21651)."""
+    return _find_binary("minio", "PTM_MINIO_EVENTS", on_path=False, folder="events", version=MINIO_EVENTS)
+
+
+def find_age() -> Path:
+    """Debian's age, from the PATH."""
+    found = shutil.which("age")
+    if found is None:
+        raise ServerMissing("age", "on Debian and Ubuntu: apt install age")
+    return Path(found)
+
+
 def find_mc() -> Path:
     """MinIO's client: `PTM_MC`, else the cache folder. Not the PATH, where `mc` is often Midnight Commander."""
     return _find_binary("mc", "PTM_MC", on_path=False)
 
 
-def _find_binary(name: str, variable: str, *, on_path: bool = True) -> Path:
-    cached = cache_dir() / "bin" / name
+def _find_binary(name: str, variable: str, *, on_path: bool = True, folder: str = "", version: str = "latest") -> Path:
+    cached = cache_dir() / "bin" / folder / name
     if chosen := os.environ.get(variable):
         candidates = [chosen]
     else:
@@ -227,13 +243,13 @@ def _find_binary(name: str, variable: str, *, on_path: bool = True) -> Path:
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK) and Path(candidate).is_file():
             return Path(candidate).absolute()
-    how = f"set {variable} to its path, or: CGO_ENABLED=0 GOBIN={cached.parent} go install github.com/minio/{name}@latest"
+    how = f"set {variable} to its path, or: CGO_ENABLED=0 GOBIN={cached.parent} go install github.com/minio/{name}@{version}"
     raise ServerMissing("minio", how)
 
 
 @contextlib.contextmanager
-def run_minio() -> Iterator[Minio]:
-    binary = find_minio()
+def run_minio(binary: Path | None = None) -> Iterator[Minio]:
+    binary = binary or find_minio()
     with _folder("ptm-minio-") as folder:
         access_key, secret_key = secrets.token_hex(8), secrets.token_hex(20)
         address, console = (f"127.0.0.1:{free_port()}" for _ in range(2))

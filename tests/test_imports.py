@@ -19,8 +19,8 @@ LAYERS = [
     ["c4gh"],
     ["trust"],
     ["algorithms"],
-    ["registry", "admission", "publisher", "reviewing"],
-    ["audit", "stop"],
+    ["registry", "admission", "publisher", "reviewing", "bucketpolicy"],
+    ["audit", "stop", "pauses"],
     ["coordinator", "enrolment", "tasks", "results"],
     ["trustedparty"],
     ["client", "node"],
@@ -57,7 +57,15 @@ def test_a_module_imports_only_from_its_own_layer_or_below(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("library", "door"),
-    [("boto3", "store/s3"), ("botocore", "store/"), ("docker", "node/docker"), ("sqlite3", "node/state"), ("tuf", "")],
+    [
+        ("boto3", "store/s3"),
+        ("botocore", "store/"),
+        ("docker", "node/docker"),
+        ("minio", "store/changes_s3"),
+        ("sqlite3", ("node/state", "trustedparty/ledger")),
+        ("tuf", ""),
+        ("watchdog", "store/changes_file"),
+    ],
 )
 def test_a_library_has_one_door(library: str, door: str) -> None:
     users = {str(path.relative_to(ROOT)) for path in FILES if any(m.split(".")[0] == library for m in imported(path))}
@@ -74,6 +82,7 @@ def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from ptm.cli.main import run; run(['--help']); "
         "heavy = ('click', 'boto3', 'tuf', 'docker', 'pydantic', 'rich', 'cryptography', 'aiohttp', 'numpy'); "
+        "heavy += ('minio', 'watchdog'); "
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

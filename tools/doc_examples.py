@@ -24,6 +24,8 @@ from ptm.model import (
     Cancel,
     Claim,
     Decision,
+    Deliver,
+    Delivered,
     Document,
     Heartbeat,
     Kind,
@@ -36,10 +38,12 @@ from ptm.model import (
     Roster,
     SealedFile,
     SealedManifest,
+    SentFile,
     Task,
 )
 from ptm.notes import ImageApproval, Note
 from ptm.tasks import TaskRequest
+from ptm.transfer import FromRun, Purge, PurgedFile, Receipt, Transfer
 
 REGISTRY = "6f1c1a52-5d5e-4c1e-9b6b-2f0d3a7c9e10"
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=UTC)
@@ -50,6 +54,7 @@ PLAIN = {
     "params.json": b'{"min_age": 60}\n',
     "count.json": b'{"patients": 214}\n',
     "log.txt": b"counting\n",
+    "diagnoses.csv": b"pseudonym,diagnosis\n5f1c,E11\n",
 }
 
 
@@ -64,6 +69,10 @@ def signing_key(member: str) -> Ed25519PrivateKey:
 
 
 TASK_ID = envelope.task_id(NOW, REGISTRY, "alice", nonce("task"))
+DELIVERING_ID = envelope.task_id(NOW, REGISTRY, "alice", nonce("delivering"))
+LINKING_ID = envelope.task_id(NOW, REGISTRY, "alice", nonce("linking"))
+TRANSFER_ID = envelope.transfer_id(NOW, REGISTRY, "maastro", nonce("transfer"))
+COLLECTION = "link-2026"
 
 
 def plain(name: str) -> PlainFile:
@@ -71,16 +80,17 @@ def plain(name: str) -> PlainFile:
     return PlainFile(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def manifest(sealed_by: str, *names: str) -> SealedManifest:
-    return SealedManifest(registry=REGISTRY, task=TASK_ID, sealed_by=sealed_by, files=tuple(plain(name) for name in names))
+def manifest(sealed_by: str, *names: str, of: str = TASK_ID) -> SealedManifest:
+    return SealedManifest(registry=REGISTRY, task=of, sealed_by=sealed_by, files=tuple(plain(name) for name in names))
 
 
 INPUTS, OUTPUTS = manifest("alice", "params.json"), manifest("maastro", "count.json", "log.txt")
+SENT = manifest("maastro", "diagnoses.csv", of=TRANSFER_ID)
 
 
 def make_once() -> dict[str, dict[str, str]]:
     """New age identities, and everything sealed to them: what cannot be made the same twice."""
-    identities = {name: pyrage.x25519.Identity.generate() for name in ("alice", "maastro", "coordinator")}
+    identities = {name: pyrage.x25519.Identity.generate() for name in ("alice", "maastro", "coordinator", "ttp")}
 
     def seal(data: bytes, *names: str) -> str:
         return base64.b64encode(pyrage.encrypt(data, [identities[name].to_public() for name in names])).decode()
@@ -93,6 +103,8 @@ def make_once() -> dict[str, dict[str, str]]:
             "count.json": seal(PLAIN["count.json"], "alice"),
             "log.txt": seal(PLAIN["log.txt"], "alice"),
             "outputs": seal(rfc8785.dumps(OUTPUTS.model_dump(mode="json")), "alice"),
+            "diagnoses.csv": seal(PLAIN["diagnoses.csv"], "ttp"),
+            "sent": seal(rfc8785.dumps(SENT.model_dump(mode="json")), "ttp"),
         },
     }
 
@@ -107,9 +119,13 @@ class Example:
     where: str
     by: str
     purpose: str = ""
+    variant: str = ""
+    """Where it is one more example of a type: of what."""
 
     @property
     def title(self) -> str:
+        if self.variant:
+            return f"{self.kind.__name__} {self.variant}"
         wire = self.kind.model_fields.get("type")
         return f"{self.kind.__name__}: `{wire.default}`" if wire else self.kind.__name__
 
@@ -162,7 +178,138 @@ class Examples:
                 "a researcher's own disk",
                 "nobody: `ptm task put FILE` makes a signed task of it",
             ),
+            *self._of_the_party(),
         ]
+
+    def _of_the_party(self) -> list[Example]:
+        """Another task of alice's: maastro's outputs go to the trusted party ttp, and one at ttp waits for more than that."""
+        site, party, seen = "maastro", "ttp", hashlib.sha256(envelope.sign(self.transfer, signing_key("maastro"))).hexdigest()
+        return [
+            self._variant(
+                "task-deliver.json",
+                "that delivers",
+                self.delivering,
+                "alice",
+                f"`{layout.task('alice', DELIVERING_ID)}`",
+                "The same, where the outputs go to a trusted party's collection instead of to the researcher.",
+            ),
+            self._variant(
+                "result-delivered.json",
+                "that was delivered",
+                self._delivered(),
+                site,
+                f"`{layout.result(site, DELIVERING_ID)}`",
+                "`delivered` takes the place of `outputs`: sizes and digests are the ciphertexts'.",
+            ),
+            self._signed(self.transfer, site, f"`{layout.transfer_manifest(party, site, TRANSFER_ID)}`"),
+            self._signed(self._receipt(seen), party, f"`{layout.receipt(party, site, TRANSFER_ID, seen)}`"),
+            self._signed(self._purge(), party, f"`{layout.purge(party, COLLECTION, ATTEMPT)}`"),
+            self._variant(
+                "note-waiting-data.json",
+                "that data is waited for",
+                self._waiting(),
+                party,
+                f"`{layout.note(party, LINKING_ID, 0, 'waiting-data')}`",
+                "Not for people: the run goes on by itself when the collection is complete. `reason` says what is missing.",
+            ),
+        ]
+
+    def _variant(self, file: str, variant: str, document: Document, by: str, where: str, purpose: str) -> Example:
+        return Example(file, type(document), envelope.sign(document, signing_key(by)), where, by, purpose, variant)
+
+    @cached_property
+    def delivering(self) -> Task:
+        return Task(
+            registry=REGISTRY,
+            id=DELIVERING_ID,
+            user="alice",
+            nonce=nonce("delivering"),
+            created=NOW,
+            expires=NOW + timedelta(days=7),
+            purpose="Link diagnoses and incomes",
+            image="myConsortium/pseudonymise:1",
+            data=("cohort",),
+            deliver=Deliver(to="ttp", collection=COLLECTION),
+            sites=("maastro",),
+            recipients=("alice",),
+        )
+
+    @cached_property
+    def transfer(self) -> Transfer:
+        return Transfer(
+            registry=REGISTRY,
+            id=TRANSFER_ID,
+            nonce=nonce("transfer"),
+            sender="maastro",
+            party="ttp",
+            collection=COLLECTION,
+            purpose=self.delivering.purpose,
+            run=FromRun(task=DELIVERING_ID, task_sha256=digest_of(self.delivering)),
+            files=(self._sent("diagnoses.csv"),),
+            manifest=self._made["sealed"]["sent"],
+            created=NOW,
+        )
+
+    def _delivered(self) -> Result:
+        changed = {
+            "task": DELIVERING_ID,
+            "task_sha256": digest_of(self.delivering),
+            "image": self.delivering.image,
+            "outputs": (),
+            "log": None,
+            "manifest": None,
+            "decided_by": (),
+            "delivered": Delivered(to="ttp", collection=COLLECTION, transfer=TRANSFER_ID, files=self.transfer.files),
+        }
+        return self.result.model_copy(update=changed)
+
+    def _receipt(self, seen: str) -> Receipt:
+        return Receipt(
+            registry=REGISTRY,
+            transfer=TRANSFER_ID,
+            sender="maastro",
+            party="ttp",
+            collection=COLLECTION,
+            seen_sha256=seen,
+            state="accepted",
+            files=self.transfer.files,
+            created=NOW + timedelta(seconds=20),
+        )
+
+    def _purge(self) -> Purge:
+        (file,) = self.transfer.files
+        gone = PurgedFile(sender="maastro", transfer=TRANSFER_ID, name=file.name, sha256=file.sha256)
+        created = NOW + timedelta(days=1)
+        return Purge(
+            registry=REGISTRY, party="ttp", collection=COLLECTION, why="used", task=LINKING_ID, files=(gone,), created=created
+        )
+
+    def _waiting(self) -> Note:
+        linking = self.delivering.model_copy(
+            update={
+                "id": LINKING_ID,
+                "nonce": nonce("linking"),
+                "image": "myConsortium/link:1",
+                "data": (COLLECTION,),
+                "deliver": None,
+                "sites": ("ttp",),
+            }
+        )
+        return Note(
+            registry=REGISTRY,
+            task=LINKING_ID,
+            task_sha256=digest_of(linking),
+            user="alice",
+            site="ttp",
+            what="waiting-data",
+            worker="ttp-1",
+            reason=f"the collection {COLLECTION} is not complete: statistics has not sent incomes\\.csv",
+            created=NOW + timedelta(seconds=30),
+        )
+
+    def _sent(self, name: str) -> SentFile:
+        sealed = self._sealed(name)
+        return SentFile(name=name, size=sealed.size, sha256=sealed.sha256)
 
     @cached_property
     def task(self) -> Task:
@@ -214,7 +361,7 @@ class Examples:
 
     @property
     def _task_sha256(self) -> str:
-        return envelope.parse(envelope.sign(self.task, signing_key("alice"))).sha256
+        return digest_of(self.task)
 
     def _refusal(self) -> Refusal:
         return Refusal(
@@ -322,6 +469,11 @@ class Examples:
 
     def _recipient(self, name: str) -> str:
         return str(pyrage.x25519.Identity.from_str(self._made["identities"][name]).to_public())
+
+
+def digest_of(task: Task) -> str:
+    """A task of alice's, as other documents name it."""
+    return envelope.parse(envelope.sign(task, signing_key("alice"))).sha256
 
 
 def public(member: str) -> str:

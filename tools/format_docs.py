@@ -40,7 +40,6 @@ What `--help` says, command by command; written by `tools/format_docs.py`, not b
 def section(example: Example) -> str:
     """One document of `docs/format.md`."""
     purpose = example.purpose or " ".join((example.kind.__doc__ or "").split())
-    schema = json.dumps(example.kind.model_json_schema(), indent=2, ensure_ascii=False)
     return "\n".join(
         [
             f"### {example.title}",
@@ -55,16 +54,14 @@ def section(example: Example) -> str:
             example.body.decode().rstrip(),
             "```",
             "",
-            "<details><summary>JSON Schema</summary>",
-            "",
-            "```json",
-            schema,
-            "```",
-            "",
-            "</details>",
-            "",
+            *([] if example.variant else schema(example)),
         ]
     )
+
+
+def schema(example: Example) -> list[str]:
+    text = json.dumps(example.kind.model_json_schema(), indent=2, ensure_ascii=False)
+    return ["<details><summary>JSON Schema</summary>", "", "```json", text, "```", "", "</details>", ""]
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:

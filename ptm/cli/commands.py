@@ -24,6 +24,8 @@ _COMMANDS = {
     "algorithm": ("ptm.cli.algorithm:algorithm", "Approve, withdraw, list and publish reviewed images."),
     "task": ("ptm.cli.task:task", "Put, list, show and cancel tasks."),
     "results": ("ptm.cli.results:results", "Fetch, list and verify results."),
+    "inbox": ("ptm.cli.inbox:inbox", "Send encrypted files to a trusted party."),
+    "trustedparty": ("ptm.cli.trustedparty:trustedparty", "Receive encrypted files into collections, and purge them."),
     "node": ("ptm.cli.node:node", "Set up, check and run a site's node."),
 }
 

@@ -128,7 +128,8 @@ def check(home: str | None) -> None:
     Example:
       ptm node check
     """
-    from ptm.config import find_home
+    from ptm.config import find_home, load_profile
+    from ptm.node.collected import of_party, with_collections
     from ptm.node.credentials import check_source
     from ptm.node.runners import make_runner
     from ptm.node.setup import check_sources, load_node
@@ -138,7 +139,8 @@ def check(home: str | None) -> None:
     place = find_home(home)
     config, loaded = load_node(place)
     click.echo(f"settings  ok: worker {config.worker}")
-    check_sources(place, config, loaded)
+    collections = of_party(place, load_profile(place).kind) if place.profile.exists() else None
+    check_sources(place, with_collections(config, collections), loaded)
     click.echo(f"policy    ok: {len(loaded.policy.allow)} rule(s), SHA-256 {loaded.sha256[:12]}")
     registry = Registry.open(place)
     roster = registry.roster()
@@ -150,6 +152,8 @@ def check(home: str | None) -> None:
     for name, source in config.data.items():
         check_source(name, source)
         click.echo(f"data      ok: {name}")
+    for name in sorted(collections.names if collections else ()):
+        click.echo(f"data      ok: {name}, a collection")
     make_runner(config, registry.id, registry.me, place).check()
     click.echo(f"runner    ok: {config.runner}")
 
@@ -184,7 +188,7 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     config, _ = load_node(place)
     policy = PolicyFile(place.policy)
     registry = Registry.open(place)
-    _log_to_stderr(verbose)
+    log_to_stderr(verbose)
     stop = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: policy.reload())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -224,7 +228,9 @@ def plain_formatter() -> logging.Formatter:
     return Plain("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
 
 
-def _log_to_stderr(verbose: bool) -> None:
+def log_to_stderr(verbose: bool) -> None:
+    """What a command that goes on says: warnings of all, and ptm's own information."""
+    """Where the log of a command that goes on for long goes."""
     import logging
 
     handler = logging.StreamHandler()

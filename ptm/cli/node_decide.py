@@ -43,7 +43,7 @@ def _who(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @json_option
 @click.pass_obj
 def pending(home: str | None, /, as_json: bool) -> None:
-    """List what waits for a person at this site.
+    """List what waits for a person at this site, and what waits for data.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def pending(home: str | None, /, as_json: bool) -> None:
     if not found:
         note("nothing waits for a person")
         return
-    columns = ("task", "waits for", "since", "who", "image", "data", "purpose")
+    columns = ("task", "waits for", "since", "who", "image", "data", "outputs to", "purpose")
     print_table(
         columns,
         (
@@ -69,11 +69,15 @@ def pending(home: str | None, /, as_json: bool) -> None:
                 w.task.user,
                 w.task.image,
                 ", ".join(w.task.data),
+                w.outputs_to,
                 w.task.purpose[:40],
             )
             for w in found
         ),
     )
+    for w in found:
+        if w.what == "data":
+            note(f"{w.task.id}: {clean(w.asked.reason)}")
 
 
 @click.command()
@@ -279,10 +283,13 @@ def _facts(waiting: Waiting) -> dict[str, Any]:
         "env": dict(task.env),
         "data": list(task.data),
         "recipients": list(task.recipients),
+        "outputs_to": waiting.outputs_to,
         "expires": task.model_dump(mode="json")["expires"],
         "first_use": waiting.asked.first_use,
         "bound_to": waiting.seen,
     }
+    if waiting.what == "data":
+        facts["missing"] = waiting.asked.reason
     if held is not None:
         facts["worker"] = waiting.asked.worker
         facts["outcome"] = held.outcome

@@ -261,14 +261,16 @@ def probe(home: str | None, as_json: bool) -> None:
     """
     from ptm import layout
     from ptm.config import find_home, load_profile
+    from ptm.store.changes import announces
     from ptm.store.urls import open_store
 
     profile = load_profile(find_home(home))
-    found = open_store(profile.registry).probe(layout.probe(profile.kind, profile.member))
+    store, scratch = open_store(profile.registry), layout.probe(profile.kind, profile.member)
+    found = store.probe(scratch)
     facts = {
         "exclusive_create": found.exclusive_create,
         "versioned": found.versioned,
-        "events": found.events,
+        "wake_ups": announces(store, scratch),
         "shareable": found.shareable,
     }
     if as_json:
@@ -277,6 +279,26 @@ def probe(home: str | None, as_json: bool) -> None:
     print_table(("what", "found"), [(name.replace("_", " "), "yes" if value else "no") for name, value in facts.items()])
     if not found.shareable:
         note("ptm: warning: do not run several workers of one site on this store")
+
+
+@registry.command()
+@click.argument("member")
+@click.pass_obj
+def policy(home: str | None, member: str) -> None:
+    """Print the bucket policy of a member: what it may read and write, and nothing else.
+
+    For whoever runs the bucket: attach it to that member's credentials. It is S3's own language, which AWS and MinIO take.
+
+    \b
+    Example:  ptm registry policy maastro > maastro.json
+    """
+    from ptm.bucketpolicy import policy_for
+    from ptm.config import find_home, load_profile
+    from ptm.registry import Registry
+
+    place = find_home(home)
+    known = Registry.open(place).roster().active(member)
+    print_json(policy_for(load_profile(place).registry, known.name, known.kind))
 
 
 def expiry_warnings(state: RootState, now: datetime) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ptm.cli.pages import Group
-from ptm.cli.show import json_option, note, print_json, print_table
-from ptm.errors import RunFailed, UsageError, VerificationError
+from ptm.cli.show import clean, json_option, note, print_json, print_table
+from ptm.errors import PtmError, RunFailed, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from ptm.client import RunResult
+    from ptm.client import RunResult, TaskHandle
     from ptm.results import SavedResult
 
 COLUMNS = ("site", "state", "exit code", "duration", "files", "image digest", "reason")
@@ -61,7 +62,7 @@ def fetch(home: str | None, task_id: str, folder: Path | None, wait: bool, timeo
                 advance(f"{result.site}: {result.state}")
     finally:
         if found:
-            _print([result.saved for result in found], as_json)
+            _print([result.saved for result in found], as_json, [_answer(handle, result) for result in found])
     failed = [result for result in found if not result.ok]
     if failed:
         reasons = "; ".join(f"{result.site} {result.state}: {result.reason}" for result in failed)
@@ -121,11 +122,35 @@ def verify(home: str | None, folder: Path, as_json: bool) -> None:
     note(f"verified {len(checked)} result(s) in {folder}")
 
 
-def _print(saved: list[SavedResult], as_json: bool) -> None:
+def _print(saved: list[SavedResult], as_json: bool, answers: Sequence[str] = ()) -> None:
+    """`answers`: what trusted parties said to what was delivered to them, for each result; none: nobody was asked."""
+    told = dict(zip((item.folder for item in saved), answers, strict=False))
     if as_json:
-        print_json([_as_dict(item) for item in saved])
+        print_json([_as_dict(item, told.get(item.folder)) for item in saved])
         return
     print_table(COLUMNS, (_row(item) for item in saved))
+    for item in saved:
+        sent = item.result.delivered
+        if sent is not None:
+            answer = f": {told[item.folder]}" if item.folder in told else ""
+            click.echo()
+            click.echo(clean(f"{item.result.site} delivered to {sent.to}/{sent.collection}, transfer {sent.transfer}{answer}"))
+            print_table(("file", "sealed bytes", "SHA-256"), ((file.name, file.size, file.sha256) for file in sent.files))
+
+
+def _answer(handle: TaskHandle, result: RunResult) -> str:
+    """The party's receipt in words. That it cannot be had is no reason to withhold the result."""
+    if result.delivered is None:
+        return ""
+    try:
+        receipt = handle.receipt(result)
+    except PtmError as e:
+        return f"the receipt cannot be read: {e}"
+    if receipt is None:
+        return "no receipt yet"
+    if receipt.state == "accepted":
+        return f"accepted at {receipt.created:%Y-%m-%d %H:%M} UTC"
+    return f"refused: {receipt.reason}" + (f" ({receipt.hint})" if receipt.hint else "")
 
 
 def _row(item: SavedResult) -> tuple[Any, ...]:
@@ -136,11 +161,12 @@ def _row(item: SavedResult) -> tuple[Any, ...]:
     return (result.site, result.state, code, duration, len(result.outputs), digest, result.reason or "")
 
 
-def _as_dict(item: SavedResult) -> dict[str, Any]:
+def _as_dict(item: SavedResult, answer: str | None = None) -> dict[str, Any]:
     result = item.result
-    kept = {"task", "site", "state", "exit_code", "reason", "image", "image_digest", "start_time", "end_time"}
+    kept = {"task", "site", "state", "exit_code", "reason", "image", "image_digest", "start_time", "end_time", "delivered"}
     return result.model_dump(mode="json", include=kept) | {
         "duration_s": item.duration_s,
         "files": [file.name for file in result.outputs],
         "folder": str(item.folder),
+        **({"receipt": answer} if answer else {}),
     }

@@ -30,6 +30,7 @@ def task() -> None:
     "--input", "inputs", multiple=True, metavar="[NAME=]FILE", help="An input file, sealed to the sites; repeat for several."
 )
 @click.option("--data", multiple=True, metavar="NAME", help="A data source to ask the sites for; repeat for several.")
+@click.option("--deliver", metavar="PARTY/COLLECTION", help="Outputs go to a trusted party's collection instead of to you.")
 @click.option("--purpose", metavar="TEXT", help="What it is for; the site's steward reads this.")
 @click.option("--study", metavar="NAME", help="The study it belongs to; a site may allow some studies only.")
 @click.option("--expires", metavar="DURATION", help="When it lapses if not run: 90m, 12h, 7d, 2w.")
@@ -124,9 +125,11 @@ def show(home: str | None, /, task_id: str, as_json: bool) -> None:
         "purpose": found.purpose,
         "study": found.study,
         "data": ", ".join(found.data),
+        "deliver": f"{found.deliver.to}/{found.deliver.collection}" if found.deliver else None,
     }
     for label, value in shown.items():
-        click.echo(f"{label:8} {clean(value or '')}")
+        if value is not None or label != "deliver":
+            click.echo(f"{label:8} {clean(value or '')}")
     click.echo(f"{'expires':8} {found.expires:%Y-%m-%d %H:%M} UTC")
     click.echo()
     print_table(("site", "state", "reason"), ((s.site, s.state, s.reason) for s in states))
@@ -201,10 +204,20 @@ def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "workdir": flags["workdir"],
         "inputs": _inputs(flags["inputs"]),
         "data": tuple(flags["data"]),
+        "deliver": _deliver(flags["deliver"]),
         "resources": {name: flags[name] for name in ("cpu_cores", "ram_gb", "disk_gb") if flags[name] is not None},
         "time_limit_s": int(parse_duration(flags["time_limit"]).total_seconds()) if flags["time_limit"] else None,
     }
     return {name: value for name, value in said.items() if value}
+
+
+def _deliver(text: str | None) -> dict[str, str] | None:
+    if not text:
+        return None
+    party, slash, collection = text.partition("/")
+    if not party or not slash or not collection:
+        raise UsageError(f"--deliver {text}: not PARTY/COLLECTION", hint="--deliver ttp/link-2026")
+    return {"to": party, "collection": collection}
 
 
 def _inputs(given: tuple[str, ...]) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from ptm.config import ROSTER_MAX_AGE_S
 from ptm.errors import Outdated, PtmError, VerificationError
 from ptm.layout import QueueEntry
 from ptm.model import Refusal, Task, as_text
+from ptm.node.collected import not_for
 from ptm.node.policy import Allowed, Refused, Usage, decide
 from ptm.node.state import RunRow
 from ptm.node.terms import Terms
@@ -78,6 +79,9 @@ def _ask_policy(worker: Worker, verified: VerifiedTask) -> Allowed | Ending:
     decision = decide(verified, loaded, worker.config, usage_of(worker, verified.task), reviewed)
     if isinstance(decision, Refused):
         return Ending("rejected", decision.reason, decision.hint, policy_sha256=decision.policy_sha256)
+    refused = not_for(worker, verified.task)
+    if refused is not None:
+        return Ending("rejected", *refused, policy_sha256=decision.policy_sha256)
     return decision
 
 
@@ -115,6 +119,7 @@ def _record(worker: Worker, found: AuthenticTask, step: Terms | Ending) -> None:
         task_sha256=found.sha256,
         image=task.image,
         data=list(task.data),
+        deliver=task.deliver.model_dump() if task.deliver else None,
         purpose=task.purpose,
         state=None if isinstance(step, Terms) else step.state,
         reason=None if isinstance(step, Terms) else step.reason,

@@ -25,6 +25,7 @@ from ptm.files import private_folder
 from ptm.layout import QueueEntry
 from ptm.model import Decided, Decision, Task
 from ptm.node.airlock import held_list, seal_details, withheld_names
+from ptm.node.delivery import place_of
 from ptm.node.spool import RunFolder
 from ptm.node.stage import open_inputs
 from ptm.node.terms import HeldList, WithheldFiles, list_files
@@ -38,20 +39,26 @@ SEE_PENDING = "`ptm node pending` shows what waits"
 
 @dataclass(frozen=True)
 class Waiting:
-    """One run that a person is waited for. `bound_to` is what an answer is bound to: the image's digest, or that of the held
-    files' list. `held` is there for a release; `folder`, if its files lie in this home. `organisation`: the researcher's."""
+    """One run that a person is waited for, or data (`what` is `data`, and `asked.reason` says which). `bound_to` is what an
+    answer is bound to: the image's digest, or that of the held files' list. `held` is there for a release; `folder`, if its files
+    lie in this home. `organisation`: the researcher's."""
 
     task: Task
     organisation: str
-    what: Literal["approval", "release"]
+    what: Literal["approval", "release", "data"]
     asked: Note
     held: HeldList | None = None
     folder: Path | None = None
     withheld: tuple[str, ...] = ()
 
     @property
+    def outputs_to(self) -> str:
+        """Who gets the outputs: the recipients, or instead of them a trusted party's collection."""
+        return place_of(self.task.deliver) if self.task.deliver else ", ".join(self.task.recipients)
+
+    @property
     def bound_to(self) -> str:
-        return str(self.asked.image_digest if self.what == "approval" else self.asked.held_sha256)
+        return str((self.asked.image_digest if self.what == "approval" else self.asked.held_sha256) or "")
 
     @property
     def seen(self) -> str:
@@ -60,7 +67,7 @@ class Waiting:
 
 
 def pending(registry: Registry) -> list[Waiting]:
-    """Everything that waits for a person, oldest question first. One listing of the queue, and of each run in it."""
+    """Everything that waits for a person or for data, oldest question first. One listing of the queue, and of each run in it."""
     found: dict[tuple[str, str], Waiting] = {}
     for user, task in _candidates(registry):
         try:
@@ -238,10 +245,12 @@ def _candidates(registry: Registry) -> Iterator[tuple[str, str]]:
 
 def _waiting(registry: Registry, user: str, task_id: str, record: RunRecord) -> Waiting | None:
     own = RunRecord(record.claimed, record.finished, tuple(note for note in record.notes if note.user == user))
-    asked = own.open()
+    asked = own.open() or own.waiting_data()
     if asked is None:
         return None
     task, organisation = _task_of(registry, asked)
+    if asked.what == "waiting-data":
+        return Waiting(task, organisation, "data", asked)
     if asked.what == "awaiting-approval":
         return Waiting(task, organisation, "approval", asked)
     held, folder = held_list(registry, asked), RunFolder(registry.home, task_id).held

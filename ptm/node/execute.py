@@ -14,6 +14,7 @@ from typing import Literal
 from ptm.errors import RunnerError
 from ptm.image import parse_image
 from ptm.model import DataUse, Task
+from ptm.node.collected import make_readable
 from ptm.node.runner import Exit, Interrupt, ResolvedImage, RunSpec
 from ptm.node.spool import RunFolder
 from ptm.node.stage import stage_inputs
@@ -65,6 +66,7 @@ def _execute(worker: Worker, row: RunRow, task: Task, terms: Terms, interrupted:
 
 def _start(worker: Worker, row: RunRow, task: Task, terms: Terms, image: ResolvedImage, interrupted: Ask) -> Ran | None:
     inputs = stage_inputs(worker.registry, task, terms.limits)
+    make_readable(worker, task)
     worker.state.starting(task.id, image.digest)
     worker.audit.record("run-started", task.id, attempt=row.attempt, image_digest=image.digest, data=list(terms.data))
     handle = worker.runner.start(_spec(worker, row, task, terms, inputs), image)

@@ -185,6 +185,10 @@ def _person_misses(rule: AllowRule, verified: VerifiedTask) -> list[str]:
     takers = {task.user if name == ASKER else name for name in rule.recipients}
     if ANY not in takers and (excess := [name for name in task.recipients if name not in takers]):
         found.append(f"the recipient {_listed(excess)}")
+    if task.deliver is not None and task.deliver.to not in rule.deliver:
+        found.append(f"delivering to {task.deliver.to}")
+    if task.deliver is None and rule.deliver:
+        found.append("outputs that come to the researcher")
     return found
 
 
@@ -230,7 +234,7 @@ def _grant(index: int, rule: AllowRule, task: Task, loaded: LoadedPolicy, config
         approval_timeout_s=rule.approval_timeout,
         release=rule.release,
         release_timeout_s=rule.release_timeout,
-        logs=rule.logs,
+        logs=not rule.deliver if rule.logs is None else rule.logs,
         outputs=OutputRules(limits.output_files, limits.output_mb, rule.outputs.names or (), rule.outputs.min_cell),
         reviewed=rule.reviewed,
         require_digest=rule.require_digest,

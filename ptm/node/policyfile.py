@@ -153,6 +153,8 @@ def covers(upper: AllowRule, lower: AllowRule) -> bool:
     for field in ("data", "recipients"):
         if ANY not in getattr(upper, field) and not set(getattr(lower, field)) <= set(getattr(upper, field)):
             return False
+    if bool(upper.deliver) != bool(lower.deliver) or not set(lower.deliver) <= set(upper.deliver):
+        return False
     for field in ("max_cpu_cores", "max_ram_gb", "max_disk_gb", "max_time"):
         above, below = getattr(upper, field), getattr(lower, field)
         if above is not None and (below is None or below > above):

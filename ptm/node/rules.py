@@ -77,6 +77,7 @@ class AllowRule(Frozen):
     studies: Names | None = None
     data: tuple[Annotated[str, AfterValidator(_data_name)], ...] = ()
     recipients: Annotated[tuple[Annotated[str, AfterValidator(_recipient)], ...], Field(min_length=1)] = (ASKER,)
+    deliver: tuple[Name, ...] = ()
     # conditions: how it is run
     commands: Patterns | None = None
     env: tuple[EnvName, ...] | None = None
@@ -90,7 +91,7 @@ class AllowRule(Frozen):
     approval_timeout: Duration | None = None
     release: Release = "auto"
     release_timeout: Duration | None = None
-    logs: bool = True
+    logs: bool | None = None
     outputs: OutputTerms = OutputTerms()
 
     @model_validator(mode="after")

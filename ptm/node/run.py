@@ -1,5 +1,5 @@
-"""One task's way through a node: verify → decide → (approval) → claim → run → collect → check → (airlock) → spool → deliver
-(design, section 6).
+"""One task's way through a node: verify → decide → (data) → (approval) → claim → run → collect → check → (airlock) → spool →
+deliver (design, section 6).
 
 `handle` takes a queue entry that this worker knows nothing of; `resume` takes up a run that was left unfinished by a
 crash, an outage, or a wait for a person. Both return when there is nothing more to do for now; an outage of the store
@@ -19,6 +19,8 @@ from ptm.model import Task
 from ptm.node.accept import authentic, judge, refuse, take_on
 from ptm.node.airlock import Verdict, after_run, elsewhere, look
 from ptm.node.approval import permitted
+from ptm.node.collected import begin_use, data_is_there, end_use
+from ptm.node.delivery import place_of
 from ptm.node.execute import clear, execute
 from ptm.node.policy import Allowed
 from ptm.node.spool import RunFolder, deliver, spool_result
@@ -57,6 +59,7 @@ def _consider(worker: Worker, found: AuthenticTask, body: bytes, interrupted: As
     record = worker.registry.record(me, task.id)
     if record.finished:
         log.info("task %s: has a result already; taken out of the queue", task.id)
+        end_use(worker, task, completed=False)
         worker.state.delivered(task.id)
         worker.registry.dequeue(me, task.user, task.id)
         return
@@ -66,25 +69,28 @@ def _consider(worker: Worker, found: AuthenticTask, body: bytes, interrupted: As
         step = elsewhere(record, found.sha256, decision.release_timeout_s)
         if step is None and record.asked("awaiting-release", found.sha256) is None:
             if record.claimed and not worker.claims.take(task.id, found.sha256):
-                _let_go(worker, task.id)
+                _let_go(worker, task)
+                return
+            if not data_is_there(worker, found, record):
                 return
             step = permitted(worker, found, decision, record, interrupted)
-    if step is None:
+    if step is None or (isinstance(step, Terms) and not begin_use(worker, found, record)):
         return
     if (isinstance(step, Terms) or record.claimed) and not worker.claims.take(task.id, found.sha256):
-        _let_go(worker, task.id)
+        _let_go(worker, task)
         return
     row, step = take_on(worker, found, body, step, interrupted)
     _go_on(worker, row, task, step, interrupted)
 
 
-def _let_go(worker: Worker, task: str) -> None:
+def _let_go(worker: Worker, task: Task) -> None:
     """Another worker holds the task. If this one had it and had not begun, it is that worker's now."""
-    row = worker.state.find(task)
+    end_use(worker, task, completed=False)
+    row = worker.state.find(task.id)
     if row is not None and row.phase == "claimed":
-        log.info("task %s: another worker has taken it over", task)
-        RunFolder(worker.registry.home, task).remove()
-        worker.state.release(task)
+        log.info("task %s: another worker has taken it over", task.id)
+        RunFolder(worker.registry.home, task.id).remove()
+        worker.state.release(task.id)
 
 
 def resume(worker: Worker, row: RunRow, interrupted: Ask) -> None:
@@ -149,7 +155,7 @@ def _with_terms(verdict: Verdict, step: Terms | Ending) -> Verdict:
 
 
 def _finish(worker: Worker, row: RunRow, task: Task, verdict: Verdict) -> None:
-    ending = verdict.ending
+    ending = _unless_nothing_to_deliver(task, verdict)
     room = () if verdict.leaving.outputs else ("outputs",)  # what does not leave makes room for what says so
     RunFolder(worker.registry.home, task.id).drop("inputs", "download", *room)
     try:
@@ -165,6 +171,15 @@ def _finish(worker: Worker, row: RunRow, task: Task, verdict: Verdict) -> None:
         spooled = spool_result(worker, row, task, replace(ending, state="failed", reason=reason, hint=None, exit_code=None))
     clear(worker, row)
     deliver(worker, spooled)
+
+
+def _unless_nothing_to_deliver(task: Task, verdict: Verdict) -> Ending:
+    """A run whose outputs are for a party has not done what was asked if there are none."""
+    ending = verdict.ending
+    if task.deliver is None or ending.state != "completed" or verdict.leaving.outputs:
+        return ending
+    reason = f"the run left no file to deliver to {place_of(task.deliver)}"
+    return replace(ending, state="failed", reason=reason, hint="the image writes what is to be delivered to PTM_OUTPUT_DIR")
 
 
 def _is_held(worker: Worker, row: RunRow) -> bool:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptm import envelope, layout
 from ptm.config import Home
 from ptm.errors import DigestMismatch, TooLarge, VerificationError
 from ptm.files import private_folder
-from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, PlainFile, Result, SealedFile, Task, as_text
+from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, Delivered, PlainFile, Result, SealedFile, Task, as_text
+from ptm.node import delivery
+from ptm.node.collected import end_use
 from ptm.node.state import RunRow
 from ptm.node.worker import Ending, Worker
 from ptm.registry import Registry, now_utc
@@ -60,6 +62,11 @@ class RunFolder:
         shutil.rmtree(folder, ignore_errors=True)
         return private_folder(folder)
 
+    @property
+    def transfer(self) -> Path:
+        """What is on its way to a trusted party, sealed."""
+        return self.path / "transfer"
+
     def sealed(self, name: str) -> Path:
         return self.path / "sealed" / f"{name}.age"
 
@@ -86,6 +93,11 @@ def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leavin
     registry, state = worker.registry, worker.state
     roster = registry.roster(300)
     folder = RunFolder(registry.home, row.task)
+    delivered: Delivered | None = None
+    if task.deliver is not None and leaving.outputs:
+        sources, listed = leaving.outputs, leaving.listed
+        delivered = delivery.seal_for_party(registry, folder.transfer, task, row.task_sha256, sources, listed)
+        leaving = replace(leaving, outputs=())
     outputs, log_file, manifest = _seal_outputs(registry, roster, folder, task, leaving)
     result = Result(
         registry=registry.id,
@@ -108,10 +120,11 @@ def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leavin
         outputs=outputs,
         log=log_file,
         manifest=manifest,
+        delivered=delivered,
         policy_sha256=ending.policy_sha256,
         decided_by=ending.decided_by[-MAX_DECISIONS:],
         data_use=ending.data_use,
-        audit_head=_record(worker, row, ending, (*outputs, *((log_file,) if log_file else ()))),
+        audit_head=_record(worker, row, ending, (*outputs, *((log_file,) if log_file else ())), delivered),
     )
     state.spooled(row.task, registry.sign(result))
     for left in ("outputs", "held", "process"):
@@ -122,7 +135,7 @@ def spool_result(worker: Worker, row: RunRow, task: Task, ending: Ending, leavin
     return spooled
 
 
-def _record(worker: Worker, row: RunRow, ending: Ending, files: tuple[SealedFile, ...]) -> str:
+def _record(worker: Worker, row: RunRow, ending: Ending, files: tuple[SealedFile, ...], delivered: Delivered | None) -> str:
     """What is about to leave, in the audit log; returns the head that the result carries."""
     return worker.audit.record(
         "result-signed",
@@ -134,6 +147,7 @@ def _record(worker: Worker, row: RunRow, ending: Ending, files: tuple[SealedFile
         exit_code=ending.exit_code,
         policy_sha256=ending.policy_sha256,
         files=[{"name": file.name, "sealed_bytes": file.size, "sealed_sha256": file.sha256} for file in files],
+        delivered=delivered.model_dump(mode="json") if delivered else None,
         data_use=[use.model_dump(mode="json") for use in ending.data_use],
     )
 
@@ -143,27 +157,54 @@ def deliver(worker: Worker, row: RunRow) -> None:
     be tried again."""
     registry = worker.registry
     if row.phase == "spooled" and row.result is not None:
-        committed = _commit(registry, row, row.result)
-        sha256 = hashlib.sha256(row.result).hexdigest()
-        worker.audit.record("result-delivered" if committed else "result-dropped", row.task, bytes=len(row.result), sha256=sha256)
+        body = _unless_undeliverable(worker, row, row.result)
+        result = envelope.load(Result, envelope.parse(body).canonical)
+        committed = _commit(worker, row, result, body)
+        sha256 = hashlib.sha256(body).hexdigest()
+        worker.audit.record("result-delivered" if committed else "result-dropped", row.task, bytes=len(body), sha256=sha256)
+        task = envelope.load(Task, envelope.parse(row.task_body).canonical)
+        end_use(worker, task, completed=committed and result.state == "completed")
         worker.state.delivered(row.task)
     RunFolder(registry.home, row.task).remove()
     registry.dequeue(registry.me, row.user, row.task)
 
 
-def _commit(registry: Registry, row: RunRow, body: bytes) -> bool:
-    """True if this result is the one that counts."""
+def _unless_undeliverable(worker: Worker, row: RunRow, body: bytes) -> bytes:
+    """The result as it goes out: another one, if the party that its outputs are for was revoked since they were sealed and
+    nothing of it is out yet."""
+    registry = worker.registry
     result = envelope.load(Result, envelope.parse(body).canonical)
+    why = delivery.obstacle(registry, result)
+    if why is None or registry.exists(layout.result(registry.me, row.task)):
+        return body
+    log.warning("task %s: %s", row.task, why)
+    delivery.give_up(registry, RunFolder(registry.home, row.task).transfer)
+    reason = as_text(f"the outputs could not be delivered: {why}")
+    instead = result.model_copy(update={"state": "failed", "exit_code": None, "reason": reason, "delivered": None})
+    worker.audit.record("delivery-given-up", row.task, reason=reason)
+    worker.state.spooled(row.task, registry.sign(instead))
+    return registry.sign(instead)
+
+
+def _commit(worker: Worker, row: RunRow, result: Result, body: bytes) -> bool:
+    """True if this result is the one that counts. What goes to a party is announced then, and only then."""
+    registry = worker.registry
     folder = RunFolder(registry.home, row.task)
+    transfer = delivery.upload(registry, folder.transfer, result)
     large = [file.name for file in result.files if file.content is None]
     for name in large:
         with folder.sealed(name).open("rb") as source:
             registry.store.upload(layout.output(registry.me, row.task, row.attempt, name), source)
     if registry.commit(body, row.task):
         log.info("task %s: %s%s", row.task, result.state, f": {result.reason}" if result.reason else "")
+        if transfer is not None:
+            delivery.announce(registry, transfer)
+            worker.audit.record("outputs-delivered", row.task, transfer=transfer.transfer.id, party=transfer.transfer.party)
         return True
     for name in large:
         registry.store.delete(layout.output(registry.me, row.task, row.attempt, name))
+    if transfer is not None:
+        delivery.withdraw(registry, transfer)
     try:
         registry.read_own(layout.result(registry.me, row.task), Result)
         log.warning("task %s: another worker's result was committed first; this one is dropped", row.task)

@@ -74,13 +74,13 @@ def names_reviewed(loaded: LoadedPolicy) -> bool:
 
 
 def strangers(loaded: LoadedPolicy, roster: TrustedRoster) -> Iterator[tuple[str, str]]:
-    """(rule, name) of every researcher, recipient and organisation that no member of the roster is: a slip of the pen, or
+    """(rule, name) of every researcher, recipient, party and organisation that no member of the roster is: a slip of the pen, or
     somebody who is still to be admitted."""
     members = [member for member in roster.roster.members if member.revoked is None]
     names = {member.name for member in members} | {ANY, ASKER}
     organisations = {member.organisation for member in members}
     for index, rule in enumerate(loaded.policy.allow):
-        asked = {*(rule.researchers or ()), *rule.recipients} - names
+        asked = {*(rule.researchers or ()), *rule.recipients, *rule.deliver} - names
         for stranger in sorted(asked | (set(rule.organisations or ()) - organisations)):
             yield loaded.name_of(index), stranger
 

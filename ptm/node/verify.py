@@ -74,6 +74,8 @@ def verify(found: AuthenticTask, roster: TrustedRoster, site: str, now: datetime
         raise Outdated(f"the task expired at {task.expires:%Y-%m-%d %H:%M} UTC")
     for name in task.recipients:
         roster.active(name)
+    if task.deliver is not None and (kind := roster.active(task.deliver.to).kind) != "party":
+        raise NotAllowed(f"{task.deliver.to} is a {kind}, and only to a party outputs are delivered")
     return VerifiedTask(task, found.sha256, member.organisation)
 
 

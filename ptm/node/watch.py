@@ -23,15 +23,17 @@ from ptm.errors import NotFound, PtmError, StoreError, TooLarge, Unreachable, Ve
 from ptm.layout import QueueEntry
 from ptm.model import Heartbeat
 from ptm.node.claims import Claims
-from ptm.node.pauses import Of, Pauses
+from ptm.node.collected import let_go, of_party, with_collections
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.spool import sweep_spool
 from ptm.node.state import State
 from ptm.node.verify import verify_cancel
 from ptm.node.worker import Ask, PolicySource, ReviewedImages, Worker
+from ptm.pauses import Of, Pauses
 from ptm.registry import Registry, new_nonce, now_utc
 from ptm.stop import run_until_stopped
+from ptm.store.changes import Alarm, watch_changes
 from ptm.trust import TrustedRoster
 
 log = logging.getLogger("ptm.node")
@@ -50,6 +52,8 @@ class Node:
     """One worker of a site. `watch` returns when `stop` is set, or, with `once`, when nothing is left that it can do."""
 
     def __init__(self, home: Home, registry: Registry, config: NodeConfig, policy: PolicySource, runner: Runner) -> None:
+        collections = of_party(home, registry.profile.kind)
+        config = with_collections(config, collections)
         self._home, self._registry, self._config, self._runner = home, registry, config, runner
         self._policy, self._policy_sha256 = policy, policy.current().sha256
         self._state = State(home.state)
@@ -57,7 +61,7 @@ class Node:
         claims = Claims(registry, config.worker, config.lease_s)
         slots = threading.Semaphore(config.parallel)
         reviewed = ReviewedImages(registry)
-        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed)
+        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed, collections)
         self._in_hand: dict[Of, threading.Thread] = {}
         self._canceled: set[Of] = set()
         self._pauses = Pauses()
@@ -67,6 +71,7 @@ class Node:
         self._session, self._beats = new_nonce(), 0
         self._unavailable = False
         self._once = False
+        self._alarm = Alarm()
 
     def watch(self, stop: threading.Event, *, once: bool = False) -> bool:
         """Run until told to stop; False if something still hung in a connection when the time for that was over. Raises what
@@ -81,9 +86,10 @@ class Node:
         try:
             self._runner.check()
             self._record_start()
+            let_go(self._worker, {row.task for row in self._state.unfinished()})
             self._sweep()
             self._begin(stop, once)
-            with self._heartbeats():
+            with self._heartbeats(), self._wake_ups(once):
                 self._loop(stop, once)
                 self._audit.record("node-stopped", worker=self._config.worker)
             unfinished = [row for row in self._state.unfinished() if row.phase != "held"]
@@ -93,6 +99,8 @@ class Node:
             if not self._in_hand:
                 self._state.close()
                 self._audit.close()
+                if self._worker.collections is not None:
+                    self._worker.collections.close()
         if once and left:
             raise PtmError(
                 f"{left} task(s) could not be finished for now", hint="the log above says why; run the same command again"
@@ -133,10 +141,16 @@ class Node:
                 begun = self._poll(stop, once)
                 if once and not begun and not self._in_hand:
                     break
-                stop.wait(0.1 if once else self._config.poll_s)
+                self._alarm.wait(0.1 if once else self._config.poll_s, stop)
                 self._reap()
         finally:
             self._drain(stop)
+
+    def _wake_ups(self, once: bool) -> contextlib.AbstractContextManager[None]:
+        """While this is open, what is put into the site's queue has the loop look at once."""
+        if once:
+            return contextlib.nullcontext()
+        return watch_changes(self._registry.store, layout.queue_of(self._registry.me), self._alarm.ring)
 
     def _begin(self, stop: threading.Event, once: bool) -> None:
         """The first look at the registry. A node that watches waits for an unreachable store; one that runs once says so."""

@@ -19,6 +19,7 @@ from ptm.node.rules import Policy
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.state import State
 from ptm.registry import Registry
+from ptm.trustedparty.collection import Collections
 
 Ask = Callable[[], Interrupt | None]
 
@@ -52,7 +53,7 @@ class ReviewedImages:
 @dataclass(frozen=True)
 class Worker:
     """`slots` bounds how many run at once; pulling an image takes none. `accepting` is held while a run is counted against its
-    researcher's budget and taken on."""
+    researcher's budget and taken on. `collections`: a trusted party's, which are data sources of `config`, too."""
 
     registry: Registry
     config: NodeConfig
@@ -63,6 +64,7 @@ class Worker:
     slots: threading.Semaphore
     audit: Audit
     reviewed: ReviewedImages
+    collections: Collections | None = None
     accepting: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ptm.errors import InvalidKey
@@ -35,12 +36,10 @@ class Capabilities:
 
     `exclusive_create`: in an N-way race on a scratch key exactly one writer won, and a later create was refused.
     `versioned`: the bucket keeps old versions, so a delete does not free space.
-    `events`: the store can announce changes (a wake-up only, never the truth).
     """
 
     exclusive_create: bool
     versioned: bool
-    events: bool
 
     @property
     def shareable(self) -> bool:
@@ -107,6 +106,20 @@ class Store(abc.ABC):
         """Write an object of any size from a readable, seekable binary stream (from its current position), in
         constant memory. Overwrites. All or nothing: an interrupted upload leaves no object at the key (or the one
         that was there)."""
+
+    def upload_resumable(self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None) -> None:
+        """As `upload`, for objects that may take hours: after an interruption of any kind (`kill -9` too), a call with the same
+        key, the same content and the same journal sends only what the store has not got yet; what it has is reported to
+        `progress` as moved. `journal` is a path in a private folder, for one key and one process at a time: the store
+        keeps there what it has to know, and removes it when the object is there.
+
+        A store that cannot go on in the middle sends all of it again: this default."""
+        self.upload(key, source, progress)
+
+    def abandon(self, key: str, journal: Path) -> None:
+        """Give up an upload that was interrupted: remove what of it lies at the store, and the journal. No error if there is
+        nothing, or if the upload ended; an object at the key stays."""
+        check_key(key)
 
     @abc.abstractmethod
     def download(self, key: str, sink: BinaryIO, limit: int, progress: Progress | None = None) -> int:

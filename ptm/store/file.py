@@ -45,13 +45,13 @@ class FileStore(Store):
     `Unreachable` when used."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self.url = f"file://{quote(str(root))}"
         folder.sweep(root, time.time())
 
     def make_root(self) -> None:
         """Make the root folder with its parents; no error if it is there."""
-        folder.make_root(self._root)
+        folder.make_root(self.root)
 
     def get(self, key: str, limit: int) -> bytes:
         with self._reading(key, limit) as file:
@@ -67,15 +67,15 @@ class FileStore(Store):
 
     def put(self, key: str, body: bytes) -> None:
         check_key(key)
-        with temp_file(self._root) as new:
+        with temp_file(self.root) as new:
             self._write(key, new, body)
             self._replace(key, new)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return folder.walk(self._root, check_prefix(prefix))
+        return folder.walk(self.root, check_prefix(prefix))
 
     def list_prefixes(self, prefix: str) -> Iterator[str]:
-        return folder.subfolders(self._root, check_folder(prefix))
+        return folder.subfolders(self.root, check_folder(prefix))
 
     def head(self, key: str) -> ObjectInfo:
         with self._parent(key) as (fd, name), as_store_errors(key):
@@ -91,10 +91,11 @@ class FileStore(Store):
             if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                 os.unlink(name, dir_fd=fd)
                 sync(fd)
+        folder.prune(self.root, key.split("/")[:-1])
 
     def upload(self, key: str, source: BinaryIO, progress: Progress | None = None) -> None:
         check_key(key)
-        with temp_file(self._root) as new:
+        with temp_file(self.root) as new:
             while chunk := source.read(CHUNK_BYTES):
                 self._write(key, new, chunk)
                 if progress:
@@ -115,10 +116,10 @@ class FileStore(Store):
 
     def probe(self, scratch: str) -> Capabilities:
         exclusive = is_exclusive(self._attempt, lambda key: self.get(key, 1024), self.delete, check_folder(scratch))
-        return Capabilities(exclusive_create=exclusive, versioned=False, events=False)
+        return Capabilities(exclusive_create=exclusive, versioned=False)
 
     def _attempt(self, key: str, body: bytes) -> Outcome:
-        with temp_file(self._root) as new, as_store_errors(key):
+        with temp_file(self.root) as new, as_store_errors(key):
             self._write(key, new, body)
             new.seal()
             for _ in range(PARENT_TRIES):
@@ -165,7 +166,7 @@ class FileStore(Store):
     def _made_parent(self, key: str) -> Iterator[tuple[int, str]]:
         """The key's folder, made if need be, and the name in it. Raises `OSError`."""
         *segments, name = key.split("/")
-        fd = folder.open_folder(self._root, segments, make=True)
+        fd = folder.open_folder(self.root, segments, make=True)
         try:
             yield fd, name
         finally:
@@ -177,7 +178,7 @@ class FileStore(Store):
         *segments, name = check_key(key).split("/")
         with as_store_errors(key):
             try:
-                fd = folder.open_folder(self._root, segments)
+                fd = folder.open_folder(self.root, segments)
             except NotADirectoryError as e:
                 raise NotFound(f"{key} is not there") from e
         try:

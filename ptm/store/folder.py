@@ -23,6 +23,7 @@ from ptm.store.base import ObjectInfo, check_key
 TEMP_FOLDER = ".ptm-tmp"
 STALE_SECONDS = 24 * 60 * 60
 MAKE_TRIES = 5
+KEPT_FOLDERS = 3
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -97,6 +98,21 @@ def refuse_link(fd: int, name: str) -> None:
         if stat.S_ISLNK(os.lstat(name, dir_fd=fd).st_mode):
             hint = "a file store follows no links below its root; remove it, and find out who put it there"
             raise StoreError(f"{name} is a symbolic link", hint=hint)
+
+
+def prune(root: Path, segments: Sequence[str]) -> None:
+    """Remove folders that are empty now, from the deepest up, so that a listing costs no more after a million objects came and
+    went. The first `KEPT_FOLDERS` stay: they are members' own, and may have been made with an owner and a mode of their own.
+    Writers make a folder again that goes under their hands."""
+    for depth in range(len(segments), KEPT_FOLDERS, -1):
+        try:
+            fd = open_folder(root, segments[: depth - 1])
+            try:
+                os.rmdir(segments[depth - 1], dir_fd=fd)
+            finally:
+                os.close(fd)
+        except (OSError, StoreError):
+            return  # not empty, or not ours to remove
 
 
 def open_object(fd: int, name: str) -> BinaryIO:

@@ -81,7 +81,7 @@ class MemoryStore(Store):
 
     def probe(self, scratch: str) -> Capabilities:
         exclusive = is_exclusive(self._attempt, lambda key: self.get(key, 1024), self.delete, check_folder(scratch))
-        return Capabilities(exclusive_create=exclusive, versioned=False, events=False)
+        return Capabilities(exclusive_create=exclusive, versioned=False)
 
     def _attempt(self, key: str, body: bytes) -> Outcome:
         self.before("create", key)

@@ -1,4 +1,4 @@
-"""A store in a bucket of an S3-compatible server (AWS, MinIO, Ceph, Garage, …). The only module that imports boto3.
+"""A store in a bucket of an S3-compatible server (AWS, MinIO, Ceph, Garage, …). boto3 is imported here and in `s3_*` only.
 
 Rules:
 - `create` is a PUT with `If-None-Match: *` by a client whose SDK retries are off: a PUT that the SDK sends again meets its own
@@ -12,31 +12,34 @@ Rules:
 - Credentials are found the way boto3 finds them, never in the URL. No checksum trailers are sent, as older servers refuse them.
 - What a caller's own stream raises (`source`, `sink`) is the caller's and passes unchanged.
 
-What it does not do: keep versions, make signed URLs, resume a broken transfer, or remove the parts a killed upload left (they
-are invisible; a lifecycle rule "abort incomplete multipart uploads" frees them)."""
+What it does not do: keep versions, make signed URLs, resume a broken download, or remove the parts that a killed `upload` left
+(they are invisible; a lifecycle rule "abort incomplete multipart uploads" frees them)."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote, urlencode
 
 import boto3
-import boto3.exceptions
 import botocore.exceptions as sdk
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 
 from ptm.errors import AccessDenied, InvalidKey, NotFound, StoreError, TooLarge, Unreachable, UsageError
-from ptm.store.answers import AMBIGUOUS_CODES, refusal
+from ptm.store.answers import AMBIGUOUS_CODES
 from ptm.store.base import Capabilities, ObjectInfo, Progress, Store, check_key, check_prefix
 from ptm.store.checks import check_folder, check_small
 from ptm.store.exclusive import Outcome, is_exclusive, settle
+from ptm.store.s3_errors import code_of, errors, status_of
+from ptm.store.s3_parts import PART_BYTES, Target, abandon_parts, send_parts
 from ptm.store.streams import Source, one_at_a_time
 
 if TYPE_CHECKING:
@@ -44,33 +47,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef as Page
 
 CHUNK_BYTES = 1024 * 1024
-PART_BYTES = 8 * 1024 * 1024
 MAX_PREFIX_BYTES = 120
 POOL = 32
 SMALL_SECONDS = 20
 """How long a server may be silent about anything but a transfer: a connection that hangs must not cost a worker its lease."""
 CREATE_TRIES = 5
 FIRST_PAUSE_SECONDS = 0.2
-
-_NO_CREDENTIALS = (
-    sdk.NoCredentialsError,
-    sdk.PartialCredentialsError,
-    sdk.CredentialRetrievalError,
-    sdk.TokenRetrievalError,
-    sdk.SSOError,
-)
-_NO_ANSWER = (sdk.HTTPClientError, sdk.ConnectionError, sdk.IncompleteReadError, ResponseParserError)
-# ValueError and KeyError: what the SDK's parser raises on an answer that is not S3's. RecursionError: the SDK asks where a bucket
-# is when it is redirected, and a server that answers that with a redirect too makes it ask for ever.
-_SDK_ERRORS = (
-    sdk.BotoCoreError,
-    sdk.ClientError,
-    boto3.exceptions.Boto3Error,
-    ResponseParserError,
-    ValueError,
-    KeyError,
-    RecursionError,
-)
 
 
 class S3Store(Store):
@@ -94,11 +76,13 @@ class S3Store(Store):
         self.url = f"s3://{bucket}/{quote(self._base.rstrip('/'))}".rstrip("/") + (f"?{given}" if given else "")
         self._sleep = sleep
         try:
-            session = boto3.session.Session(profile_name=profile, region_name=region)
+            self.core = botocore.session.Session(profile=profile)
+            session = boto3.session.Session(botocore_session=self.core, region_name=region)
             make = _client_maker(session, endpoint_url)
             self._client = make(4, min(timeout_seconds, SMALL_SECONDS))
             self._single = make(1, min(timeout_seconds, SMALL_SECONDS))
             self._transfers = make(4, timeout_seconds)
+            self.endpoint_url, self.region = self._client.meta.endpoint_url, self._client.meta.region_name
         except sdk.ProfileNotFound as e:
             raise UsageError(f"{self.url}: {e}", hint="look for it in ~/.aws/config, or leave `profile=` out of the URL") from e
         except (sdk.BotoCoreError, ValueError) as e:
@@ -107,7 +91,7 @@ class S3Store(Store):
     def make_bucket(self) -> None:
         """Make the bucket unless it is there and may be used. `AccessDenied` if that is not allowed."""
         try:
-            with _errors(self.bucket):
+            with errors(self.bucket):
                 self._client.head_bucket(Bucket=self.bucket)
             return
         except (NotFound, AccessDenied):
@@ -117,10 +101,10 @@ class S3Store(Store):
             {} if region in (None, "us-east-1", "aws-global") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         )
         try:
-            with _errors(self.bucket):
+            with errors(self.bucket):
                 self._client.create_bucket(Bucket=self.bucket, **place)  # type: ignore[arg-type]  # any region's name
         except StoreError as e:
-            code = _code(e.__cause__)
+            code = code_of(e.__cause__)
             if code == "BucketAlreadyExists":
                 raise StoreError(
                     f"bucket {self.bucket} belongs to somebody else", hint="choose another name for the bucket"
@@ -136,7 +120,7 @@ class S3Store(Store):
 
     def put(self, key: str, body: bytes) -> None:
         full = self._full(key)
-        with _errors(key):
+        with errors(key):
             self._client.put_object(Bucket=self.bucket, Key=full, Body=body)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -148,7 +132,7 @@ class S3Store(Store):
     def head(self, key: str) -> ObjectInfo:
         full = self._full(key)
         try:
-            with _errors(key):
+            with errors(key):
                 return ObjectInfo(key, self._client.head_object(Bucket=self.bucket, Key=full)["ContentLength"])
         except (NotFound, AccessDenied):
             # an answer to HEAD has no body: it does not tell a missing key from a missing bucket, nor why it denies; GET does
@@ -158,7 +142,7 @@ class S3Store(Store):
 
     def delete(self, key: str) -> None:
         full = self._full(key)
-        with contextlib.suppress(NotFound), _errors(key):
+        with contextlib.suppress(NotFound), errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=full)
 
     def upload(self, key: str, source: BinaryIO, progress: Progress | None = None) -> None:
@@ -167,7 +151,7 @@ class S3Store(Store):
         config.max_in_memory_upload_chunks = 4
         stream = Source(source)
         try:
-            with _errors(key):
+            with errors(key):
                 self._transfers.upload_fileobj(
                     cast("BinaryIO", stream), self.bucket, full, Config=config, Callback=one_at_a_time(progress)
                 )
@@ -175,6 +159,19 @@ class S3Store(Store):
             if stream.error:
                 raise stream.error from None
             raise
+
+    def upload_resumable(self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None) -> None:
+        target = self._target(key)
+        start = source.tell()
+        size = source.seek(0, os.SEEK_END) - start
+        source.seek(start)
+        if size > PART_BYTES:
+            send_parts(target, source, journal, progress)
+        else:
+            self.upload(key, source, progress)
+
+    def abandon(self, key: str, journal: Path) -> None:
+        abandon_parts(self._target(key), journal)
 
     def download(self, key: str, sink: BinaryIO, limit: int, progress: Progress | None = None) -> int:
         size = 0
@@ -189,7 +186,7 @@ class S3Store(Store):
         check_folder(scratch)
         versioned = self._is_versioned(scratch)
         exclusive = is_exclusive(self._attempt, lambda key: self.get(key, 1024), self.delete, scratch)
-        return Capabilities(exclusive_create=exclusive, versioned=versioned, events=False)
+        return Capabilities(exclusive_create=exclusive, versioned=versioned)
 
     def _attempt(self, key: str, body: bytes) -> Outcome:
         """The conditional PUT, repeated only while the key is known to be absent."""
@@ -210,13 +207,13 @@ class S3Store(Store):
         """One conditional PUT; None if its answer leaves open what is there."""
         full = self._full(key)
         try:
-            with _errors(key):
+            with errors(key):
                 self._single.put_object(Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*")
             return Outcome.WON
         except Unreachable:
             return None
         except StoreError as e:
-            code, status = _code(e.__cause__), _status(e.__cause__)
+            code, status = code_of(e.__cause__), status_of(e.__cause__)
             if code == "NotImplemented" or status == 501:
                 return Outcome.UNSUPPORTED
             if code in AMBIGUOUS_CODES or status in (409, 412):
@@ -249,7 +246,7 @@ class S3Store(Store):
             if announced > limit:
                 raise TooLarge(f"{key}: {announced} bytes are more than {limit}")
             while True:
-                with _errors(key):
+                with errors(key):
                     chunk = body.read(min(CHUNK_BYTES, left + 1))
                 if not chunk:
                     return
@@ -260,14 +257,14 @@ class S3Store(Store):
 
     def _open(self, client: S3Client, key: str) -> tuple[StreamingBody, int]:
         full = self._full(key)
-        with _errors(key):
+        with errors(key):
             answer = client.get_object(Bucket=self.bucket, Key=full)
             return answer["Body"], answer["ContentLength"]
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         last = b""
         for page in self._pages(prefix):
-            with _errors(prefix):
+            with errors(prefix):
                 found = [ObjectInfo(self._own(item["Key"]), item["Size"]) for item in page.get("Contents", [])]
             for info in found:
                 if info.key.startswith(prefix) and _is_key(info.key):
@@ -277,7 +274,7 @@ class S3Store(Store):
     def _list_prefixes(self, prefix: str) -> Iterator[str]:
         last = b""
         for page in self._pages(prefix, Delimiter="/"):
-            with _errors(prefix):
+            with errors(prefix):
                 found = [self._own(item["Prefix"]) for item in page.get("CommonPrefixes", [])]
             for folder in found:
                 segment = folder.removeprefix(prefix).removesuffix("/")
@@ -291,7 +288,7 @@ class S3Store(Store):
         )
         while True:
             try:
-                with _errors(prefix or self.bucket):
+                with errors(prefix or self.bucket):
                     page = next(pages, None)
             except NotFound as e:
                 raise StoreError(f"{self.url} does not answer as S3 does", hint="check endpoint_url in the registry's URL") from e
@@ -302,17 +299,24 @@ class S3Store(Store):
     def _is_versioned(self, scratch: str) -> bool:
         """Ask, or (members may seldom ask) see whether a scratch object gets a version."""
         try:
-            with _errors(self.bucket):
+            with errors(self.bucket):
                 return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status") == "Enabled"
         except Unreachable:
             raise
         except StoreError:
             key = f"{scratch}{secrets.token_hex(8)}-version"
             full = self._full(key)
-            with _errors(key):
+            with errors(key):
                 version = self._client.put_object(Bucket=self.bucket, Key=full, Body=b"").get("VersionId", "null")
             self.delete(key)
             return version != "null"
+
+    def _target(self, key: str) -> Target:
+        return Target(self._transfers, self.bucket, self._full(key), key)
+
+    def full_prefix(self, prefix: str) -> str:
+        """A prefix as the server knows it."""
+        return self._base + check_prefix(prefix)
 
     def _full(self, key: str) -> str:
         return self._base + check_key(key)
@@ -363,30 +367,3 @@ def _ascending(last: bytes, key: str) -> bytes:
             f"the listing is out of order at {key}", hint="this S3 server does not list keys in byte order; use another"
         )
     return now
-
-
-@contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Turn what the SDK raises about a key, a prefix or the bucket into the `StoreError` that says what it means."""
-    try:
-        yield
-    except sdk.ClientError as e:
-        raise refusal(what, _code(e), _status(e)) from e
-    except _NO_CREDENTIALS as e:
-        raise AccessDenied(f"{what}: {e}", hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws") from e
-    except _NO_ANSWER as e:
-        raise Unreachable(f"{what}: {_one_line(e)}") from e
-    except _SDK_ERRORS as e:
-        raise StoreError(f"{what}: {_one_line(e)}", hint="check that endpoint_url is an S3 server's") from e
-
-
-def _code(e: BaseException | None) -> str:
-    return str(e.response.get("Error", {}).get("Code", "")) if isinstance(e, sdk.ClientError) else ""
-
-
-def _status(e: BaseException | None) -> int:
-    return int(e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(e, sdk.ClientError) else 0
-
-
-def _one_line(e: Exception) -> str:
-    return " ".join(str(e).split()) or type(e).__name__

@@ -39,6 +39,12 @@ SIGNED = {
     "note": "maastro",
     "image-approval": "maastro",
     "request": "maastro",
+    "task-deliver": "alice",
+    "result-delivered": "maastro",
+    "transfer": "maastro",
+    "receipt": "ttp",
+    "purge": "ttp",
+    "note-waiting-data": "ttp",
 }
 
 
@@ -91,10 +97,16 @@ def test_every_commands_own_page_gives_an_example() -> None:
 
 
 def examples_and_schemas() -> list[tuple[str, str, str]]:
-    """(title, example, schema) of every document in docs/format.md."""
-    page = (ROOT / "docs" / "format.md").read_text()
-    pattern = r"^### (.+?)$.*?^```json\n(.+?)^```$.*?<summary>JSON Schema</summary>\n\n```json\n(.+?)^```$"
-    return re.findall(pattern, page, flags=re.MULTILINE | re.DOTALL)
+    """(title, example, schema) of every document in docs/format.md; one more example of a type has that type's schema."""
+    sections = re.split(r"^### ", (ROOT / "docs" / "format.md").read_text(), flags=re.MULTILINE)[1:]
+    found: list[tuple[str, str, str]] = []
+    for section in sections:
+        example, *schema = re.findall(r"^```json\n(.+?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        title = section.splitlines()[0]
+        kind = title.split(" ")[0]
+        same = [known for other, _, known in found if other.startswith(f"{kind}:")]
+        found.append((title, example, (schema or same)[0]))
+    return found
 
 
 @pytest.mark.parametrize("title, example, schema", [pytest.param(*found, id=found[0]) for found in examples_and_schemas()])
@@ -108,11 +120,11 @@ def test_every_example_fits_its_schema_and_nothing_else_does(title: str, example
 
 
 def test_there_is_an_example_of_every_document() -> None:
-    from ptm import model, notes
+    from ptm import model, notes, transfer
 
     wires = {
         kind.model_fields["type"].default
-        for kind in [*vars(model).values(), *vars(notes).values()]
+        for kind in [*vars(model).values(), *vars(notes).values(), *vars(transfer).values()]
         if isinstance(kind, type)
         and issubclass(kind, model.Frozen)
         and "type" in kind.model_fields
@@ -151,6 +163,26 @@ def test_golden_task_id_is_bound_to_its_author_as_the_format_describes() -> None
 
 def test_golden_result_is_of_the_golden_task() -> None:
     assert golden("result")["signed"]["task_sha256"] == sha256(canonical(golden("task")["signed"]))
+
+
+def test_golden_transfer_receipt_and_results_name_each_other() -> None:
+    transfer, receipt = golden("transfer")["signed"], golden("receipt")["signed"]
+    bound = f"ptm/transfer-id@1\n{transfer['registry']}\n{transfer['sender']}\n{transfer['nonce']}"
+    value = 0
+    for character in transfer["id"]:
+        value = value * 32 + "0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(character)
+    assert value.to_bytes(16, "big")[6:] == hashlib.sha256(bound.encode()).digest()[:10]
+    assert transfer["run"]["task_sha256"] == sha256(canonical(golden("task-deliver")["signed"]))
+    assert receipt["seen_sha256"] == sha256((GOLDEN / "transfer.json").read_bytes())
+    delivered = golden("result-delivered")["signed"]["delivered"]
+    assert (delivered["transfer"], delivered["files"]) == (transfer["id"], transfer["files"])
+    identity = pyrage.x25519.Identity.from_str(golden("made-once")["identities"]["ttp"])
+    manifest = json.loads(pyrage.decrypt(base64.b64decode(transfer["manifest"]), [identity]))
+    assert (manifest["task"], manifest["sealed_by"]) == (transfer["id"], "maastro")
+    cipher = base64.b64decode(golden("made-once")["sealed"]["diagnoses.csv"])
+    (file,), (listed,) = transfer["files"], manifest["files"]
+    assert (file["size"], file["sha256"]) == (len(cipher), sha256(cipher))
+    assert listed["sha256"] == sha256(pyrage.decrypt(cipher, [identity]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ptm.config import NodeConfig
-from ptm.model import Resources, Task
+from ptm.model import Deliver, Resources, Task
 from ptm.node.verify import VerifiedTask
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -75,6 +75,7 @@ _conditions = _sometimes(
         "studies": _some(["heart", "lung"]),
         "data": _some(["cohort", "genomes", "*"], 0),
         "recipients": _some(["alice", "bob", "@researcher", "*"]),
+        "deliver": _some(["ttp", "other"], 0),
         "commands": _some(["count", "count.*", "count --all", ".*"]),
         "env": _some(["LANG", "SEED"], 0),
         "max_cpu_cores": st.integers(1, 3),
@@ -102,6 +103,7 @@ tasks: st.SearchStrategy[VerifiedTask] = st.builds(
             "study": st.sampled_from(["heart", "other"]),
             "data": _some(["cohort", "genomes", "unknown"]).map(tuple),
             "recipients": _some(["alice", "bob", "carol"]).map(tuple),
+            "deliver": st.sampled_from([Deliver(to=to, collection="link") for to in ("ttp", "other", "third")]),
             "command": st.sampled_from(_COMMANDS),
             "env": st.sampled_from([{"LANG": "C"}, {"LANG": "C", "LD_PRELOAD": "/x"}]),
             "resources": st.builds(Resources, cpu_cores=st.integers(1, 5), ram_gb=st.sampled_from([None, 1.0, 2.0])),
@@ -131,6 +133,7 @@ def naive_match(rule: dict[str, Any], found: VerifiedTask, reviewed: frozenset[s
             "studies" not in rule or task.study in rule["studies"],
             all(source in granted or "*" in granted for source in task.data),
             all(who in takers or "*" in takers for who in task.recipients),
+            (task.deliver.to in rule.get("deliver", [])) if task.deliver else not rule.get("deliver"),
             "commands" not in rule or any(re.fullmatch(pattern, shlex.join(task.command)) for pattern in rule["commands"]),
             "env" not in rule or all(variable in rule["env"] for variable in task.env),
             (asked.cpu_cores or 0) <= rule.get("max_cpu_cores", 10**9),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptm.config import Limits
-from ptm.model import Resources
+from ptm.model import Deliver, Resources
 from ptm.node.policy import Allowed, LoadedPolicy, Refused, Usage, decide, run_limits
 from ptm.node.policyfile import covers
 from ptm.node.rules import AllowRule, Policy
@@ -260,6 +260,31 @@ digests = st.frozensets(st.sampled_from(DIGESTS))
 usages = st.builds(Usage, st.integers(0, 4))
 
 
+@pytest.mark.parametrize(
+    ("rule", "to", "decides"),
+    [
+        ({}, None, True),
+        ({}, "ttp", False),
+        ({"deliver": ["ttp", "other"]}, "ttp", True),
+        ({"deliver": ["ttp"]}, "other", False),
+        ({"deliver": ["ttp"]}, None, False),
+    ],
+)
+def test_outputs_for_a_party_need_a_rule_of_their_own_and_such_a_rule_gives_none_to_the_researcher(
+    rule: dict[str, Any], to: str | None, decides: bool
+) -> None:
+    task = verified(deliver=Deliver(to=to, collection="link-2026") if to else None)
+    assert isinstance(decide(task, loaded({"images": [".*"], **rule}), CONFIG, Usage(), frozenset()), Allowed) is decides
+
+
+@pytest.mark.parametrize(("said", "leaves"), [({}, False), ({"logs": True}, True), ({"logs": False}, False)])
+def test_the_log_of_a_run_for_a_party_stays_unless_the_rule_says_it_leaves(said: dict[str, Any], leaves: bool) -> None:
+    task = verified(deliver=Deliver(to="ttp", collection="link-2026"))
+    found = decide(task, loaded({"images": [".*"], "deliver": ["ttp"], **said}), CONFIG, Usage(), frozenset())
+    assert isinstance(found, Allowed)
+    assert found.logs is leaves
+
+
 @settings(max_examples=1000, deadline=None)
 @given(policies, st.lists(tasks, min_size=1, max_size=4), usages, digests)
 def test_nothing_is_allowed_that_no_rule_matches(
@@ -277,7 +302,7 @@ def test_nothing_is_allowed_that_no_rule_matches(
         assert decision.rule == policy.name_of(matching[0])
         if isinstance(decision, Allowed):
             assert (decision.approval, decision.release) == (first.get("approval", "auto"), first.get("release", "auto"))
-            assert decision.logs is first.get("logs", True)
+            assert decision.logs is first.get("logs", not first.get("deliver"))
             assert usage.runs_today < first.get("runs_per_day", 10**9)
             assert set(decision.data) == set(task.task.data)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import BinaryIO
 
 import pytest
@@ -58,6 +59,19 @@ class Pieces(io.RawIOBase):
         self.sizes.append(len(piece))
         self.body += piece
         return len(piece)
+
+
+class Stopping(io.BytesIO):
+    """A source at which somebody presses Ctrl-C when this many bytes were read."""
+
+    def __init__(self, body: bytes, at: int) -> None:
+        super().__init__(body)
+        self._at = at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0 or self.tell() + size > self._at:
+            raise KeyboardInterrupt
+        return super().read(size)
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
@@ -208,6 +222,8 @@ class StoreContract:
             lambda key: store.head(key),
             lambda key: store.delete(key),
             lambda key: store.upload(key, io.BytesIO(b"x")),
+            lambda key: store.upload_resumable(key, io.BytesIO(b"x"), Path("no journal")),
+            lambda key: store.abandon(key, Path("no journal")),
             lambda key: store.download(key, io.BytesIO(), 10),
         ]
         for key in HOSTILE_KEYS:
@@ -280,6 +296,55 @@ class StoreContract:
         if before is not None:
             assert store.get("k", 10) == before
 
+    @pytest.mark.parametrize("size", [0, 5, 30_000_000])
+    def test_resumable_upload_is_an_upload(self, store: Store, tmp_path: Path, size: int) -> None:
+        body, moved = os.urandom(size), list[int]()
+        source = io.BytesIO(b"skipped" + body)
+        source.seek(7)
+        store.put("k", b"old")
+
+        store.upload_resumable("k", source, tmp_path / "journal", moved.append)
+
+        sink = Pieces()
+        assert store.download("k", sink, size) == size == sum(moved)  # type: ignore[arg-type]
+        assert sink.body == body
+        assert not source.closed
+        assert not (tmp_path / "journal").exists()
+
+    def test_resumable_upload_that_was_interrupted_leaves_no_object_and_ends_when_called_again(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        body, journal = os.urandom(30_000_000), tmp_path / "journal"
+        source = Stopping(body, 20_000_000)
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("k", source, journal)
+        assert keys(store) == []
+
+        moved = list[int]()
+        store.upload_resumable("k", io.BytesIO(body), journal, moved.append)
+        assert store.get("k", len(body)) == body
+        assert sum(moved) == len(body)
+        assert not journal.exists()
+
+    def test_interrupted_upload_of_something_else_is_not_taken_up(self, store: Store, tmp_path: Path) -> None:
+        first, second, journal = os.urandom(30_000_000), os.urandom(30_000_000), tmp_path / "journal"
+        for size in (30_000_000, 29_000_000):
+            with pytest.raises(KeyboardInterrupt):
+                store.upload_resumable("k", Stopping(first[:size], 20_000_000), journal)
+            store.upload_resumable("k", io.BytesIO(second), journal)
+            assert store.get("k", len(second)) == second
+
+    def test_abandoned_upload_leaves_nothing_and_may_be_abandoned_again(self, store: Store, tmp_path: Path) -> None:
+        journal = tmp_path / "journal"
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("k", Stopping(bytes(30_000_000), 20_000_000), journal)
+        store.put("other", b"stays")
+        for _ in range(2):
+            store.abandon("k", journal)
+            store.abandon("other", journal)
+            assert keys(store) == ["other"]
+            assert not journal.exists()
+
     def test_download_into_a_full_disk_raises_the_callers_own_error(self, store: Store) -> None:
         class Full(io.RawIOBase):
             def write(self, data: object) -> int:
@@ -312,7 +377,7 @@ class StoreContract:
         store.put("mine", b"x")
         found = store.probe("scratch/deep/")
 
-        assert (found.exclusive_create, found.versioned, found.events, found.shareable) == (True, False, False, True)
+        assert (found.exclusive_create, found.versioned, found.shareable) == (True, False, True)
         assert keys(store) == ["mine"]
 
 

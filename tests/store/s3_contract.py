@@ -6,16 +6,21 @@ A subclass supplies the fixture `endpoint_url` and sees to credentials in the en
 from __future__ import annotations
 
 import io
+import json
+import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 
 from ptm.errors import AccessDenied, AlreadyExists, StoreError, Unreachable, UsageError
 from ptm.store.s3 import S3Store
+from ptm.store.s3_parts import PART_BYTES
 from ptm.store.urls import make_store, open_store
-from tests.store.contract import UrlContract, keys
+from tests.store.contract import Stopping, UrlContract, keys
 from tests.store.proxy import Fault, Proxy, run_proxy
 
 
@@ -109,6 +114,88 @@ class S3Contract(UrlContract):
             behind.upload("big", io.BytesIO(bytes(20_000_000)))
         assert keys(store) == []
 
+    def test_only_the_parts_that_are_missing_are_sent_again(
+        self, store: S3Store, behind: S3Store, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        body = os.urandom(9 * PART_BYTES + 12345)
+        with pytest.raises(KeyboardInterrupt):
+            behind.upload_resumable("big", Stopping(body, 5 * PART_BYTES), tmp_path / "journal")
+        held = parts_of(store)
+        assert 1 <= held <= 5
+
+        proxy.puts = 0
+        behind.upload_resumable("big", io.BytesIO(body), tmp_path / "journal")
+        assert proxy.puts == 10 - held
+        assert store.get("big", len(body)) == body
+
+    def test_part_that_the_server_has_otherwise_is_sent_again(self, store: S3Store, tmp_path: Path) -> None:
+        body, journal = os.urandom(4 * PART_BYTES), tmp_path / "journal"
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("big", Stopping(body, 3 * PART_BYTES), journal)
+        upload = json.loads(journal.read_bytes().splitlines()[0])
+        client_of(store).upload_part(
+            Bucket=store.bucket, Key=upload["full"], UploadId=upload["id"], PartNumber=1, Body=bytes(PART_BYTES)
+        )
+        store.upload_resumable("big", io.BytesIO(body), journal)
+        assert store.get("big", len(body)) == body
+
+    def test_upload_that_the_server_has_given_up_is_begun_again(self, store: S3Store, tmp_path: Path) -> None:
+        body, journal, moved = os.urandom(3 * PART_BYTES), tmp_path / "journal", list[int]()
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("big", Stopping(body, 2 * PART_BYTES), journal)
+        upload = json.loads(journal.read_bytes().splitlines()[0])
+        client_of(store).abort_multipart_upload(Bucket=store.bucket, Key=upload["full"], UploadId=upload["id"])
+
+        store.upload_resumable("big", io.BytesIO(body), journal, moved.append)
+        assert store.get("big", len(body)) == body
+        assert sum(moved) == len(body)
+
+    def test_crash_after_the_object_was_finished_sends_nothing_again(
+        self, store: S3Store, behind: S3Store, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        body, journal, kept = os.urandom(3 * PART_BYTES), tmp_path / "journal", list[bytes]()
+        behind.upload_resumable("big", io.BytesIO(body), journal, lambda moved: kept.append(journal.read_bytes()))
+        journal.write_bytes(max(kept, key=len))  # as a process that died before it removed its journal leaves it
+
+        proxy.puts, moved = 0, list[int]()
+        behind.upload_resumable("big", io.BytesIO(body), journal, moved.append)
+        assert (proxy.puts, sum(moved), journal.exists()) == (0, len(body), False)
+
+    @pytest.mark.parametrize("junk", [b"", b"{", b"[1]\n", b'{"id": 1}\n', b"\xff\n"])
+    def test_journal_that_is_no_such_thing_begins_again(self, store: S3Store, tmp_path: Path, junk: bytes) -> None:
+        body, journal = os.urandom(2 * PART_BYTES), tmp_path / "journal"
+        journal.write_bytes(junk)
+        store.upload_resumable("big", io.BytesIO(body), journal)
+        assert store.get("big", len(body)) == body
+
+    def test_abandoned_upload_leaves_no_parts_at_the_server(self, store: S3Store, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("big", Stopping(bytes(6 * PART_BYTES), 5 * PART_BYTES), tmp_path / "journal")
+        assert parts_of(store) > 0
+        store.abandon("big", tmp_path / "journal")
+        assert parts_of(store) == 0
+
+    def test_source_that_became_shorter_is_an_error_and_leaves_no_object(self, store: S3Store, tmp_path: Path) -> None:
+        class Shrinking(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                return b"" if self.tell() >= PART_BYTES else super().read(size)
+
+        with pytest.raises(StoreError, match="shorter"):
+            store.upload_resumable("big", Shrinking(bytes(3 * PART_BYTES)), tmp_path / "journal")
+        assert keys(store) == []
+
+    def test_server_gone_in_the_middle_is_unreachable_and_the_same_call_ends_it(
+        self, store: S3Store, behind: S3Store, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        body = os.urandom(5 * PART_BYTES)
+        proxy.faults = [Fault.LOSE_REQUEST] * 60
+        with pytest.raises(Unreachable):
+            behind.upload_resumable("big", io.BytesIO(body), tmp_path / "journal")
+        assert keys(store) == []
+        proxy.faults = []
+        behind.upload_resumable("big", io.BytesIO(body), tmp_path / "journal")
+        assert store.get("big", len(body)) == body
+
     def test_stopped_server_is_unreachable_for_every_verb(self, behind: S3Store, proxy: Proxy) -> None:
         proxy.close()
         for call in (
@@ -174,6 +261,21 @@ class S3Contract(UrlContract):
         with pytest.raises(UsageError, match="nobody") as caught:
             open_store(f"s3://bucket?endpoint_url={endpoint_url}&profile=nobody")
         assert caught.value.hint
+
+
+def client_of(store: S3Store) -> Any:
+    endpoint = store.url.partition("endpoint_url=")[2].partition("&")[0]
+    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+
+
+def parts_of(store: S3Store, key: str = "big") -> int:
+    """How many parts of unfinished uploads the server holds for a key."""
+    client, found = client_of(store), 0
+    listed = client.list_multipart_uploads(Bucket=store.bucket, Prefix=f"some/prefix/{key}")
+    for upload in listed.get("Uploads", []):
+        parts = client.list_parts(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        found += len(parts.get("Parts", []))
+    return found
 
 
 def set_versioned(bucket: str, endpoint_url: str) -> None:

@@ -339,3 +339,15 @@ def test_writer_killed_at_30_random_points_leaves_nothing_or_whole_objects(tmp_p
             if info.key.startswith("create/"):
                 store.delete(info.key)
     assert torn > 0, "no writer was killed in the middle of a write: this run showed nothing"
+
+
+def test_folders_of_objects_that_went_do_not_stay_but_members_own_do(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    for key in ("inbox/ttp/clinic/1/files/a", "inbox/ttp/clinic/1/manifest", "inbox/ttp/clinic/2/manifest"):
+        store.put(key, b"x")
+    store.delete("inbox/ttp/clinic/1/files/a")
+    store.delete("inbox/ttp/clinic/1/manifest")
+    store.delete("inbox/ttp/clinic/missing/x")
+    assert sorted(path.name for path in (tmp_path / "inbox/ttp/clinic").iterdir()) == ["2"]
+    store.delete("inbox/ttp/clinic/2/manifest")
+    assert list((tmp_path / "inbox/ttp/clinic").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,9 +16,10 @@ from minio.credentials.providers import StaticProvider
 from ptm.errors import AccessDenied, AlreadyExists, Unreachable
 from ptm.store.base import Store
 from ptm.store.s3 import S3Store
+from ptm.store.s3_parts import PART_BYTES
 from ptm.store.urls import open_store
 from tests.servers import Minio
-from tests.store.s3_contract import S3Contract, set_versioned
+from tests.store.s3_contract import S3Contract, client_of, set_versioned
 
 
 def use(patch: pytest.MonkeyPatch, access_key: str, secret_key: str) -> None:
@@ -34,6 +36,19 @@ class TestS3StoreOnMinio(S3Contract):
     @pytest.fixture
     def endpoint_url(self, minio: Minio) -> str:
         return minio.endpoint_url
+
+    def test_upload_given_up_by_the_server_in_the_middle_is_begun_again(self, store: S3Store, tmp_path: Path) -> None:
+        body, journal, moved = os.urandom(6 * PART_BYTES), tmp_path / "journal", list[int]()
+
+        def give_up(size: int) -> None:
+            if not moved:
+                upload = json.loads(journal.read_bytes().splitlines()[0])
+                client_of(store).abort_multipart_upload(Bucket=store.bucket, Key=upload["full"], UploadId=upload["id"])
+            moved.append(size)
+
+        store.upload_resumable("big", io.BytesIO(body), journal, give_up)
+        assert store.get("big", len(body)) == body
+        assert sum(moved) == len(body)
 
     @pytest.mark.parametrize("wrong", ["key", "secret"])
     def test_wrong_credentials_are_denied_for_every_verb(

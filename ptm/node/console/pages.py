@@ -67,7 +67,7 @@ class Pages:
         state = health(self.registry, self.beats)
         runs, queued = running(self.registry, state.workers)
         waiting = decisions.pending(self.registry)
-        queued -= sum(one.what == "approval" for one in waiting)
+        queued -= sum(one.what in ("approval", "data") for one in waiting)
         return self.render("overview.html", health=state, runs=runs, queued=max(0, queued), waiting=waiting, **frame)
 
     def health(self, **frame: Any) -> str:

@@ -1,4 +1,5 @@
-"""When the node looks at a task again: at once, after a rest, or after a pause that doubles with each outage."""
+"""When a node looks at a task again, or a trusted party at a transfer: at once, after a rest, or after a pause that doubles with
+each outage."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import time
 
 MAX_PAUSE_S = 60.0
 Of = tuple[str, str]
-"""User and task id: an entry under one user's name never touches another user's task, whatever its id."""
+"""User and task id, or sender and transfer id: what lies under one member's name never touches another's, whatever its id."""
 
 
 class Pauses:
