@@ -15,8 +15,9 @@ COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.
 demo: .venv/demo.stamp
 	$(BIN)/ptm demo $(ARGS)
 
+# Much of a test is waiting for servers, so three files at a time; ARGS="-n 0" for one, to debug.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def test_somebody_who_is_no_recipient_cannot_open_it() -> None:
         unseal_bytes(SEALED, MALLORY, len(TEXT))
 
 
-@pytest.mark.parametrize("kept", [0, 10, 100, 199, 64 * 1024, len(SEALED) - 1])
+@pytest.mark.parametrize("kept", [0, 10, 100, 199, 64 * 1024, -1])
 def test_a_truncated_ciphertext_is_refused(kept: int) -> None:
     with pytest.raises(SealError, match="cannot be opened"):
         unseal_bytes(SEALED[:kept], SITE, len(TEXT))
@@ -125,7 +125,7 @@ def test_more_plaintext_than_the_limit_is_refused_while_it_is_opened() -> None:
     assert len(sink.getvalue()) <= 1000
 
 
-@pytest.mark.parametrize("recipient", ["", "age1qqqq", "alice", str(ALICE)])
+@pytest.mark.parametrize("recipient", ["", "age1qqqq", "alice", str(ALICE)], ids=["empty", "cut", "name", "secret"])
 def test_what_is_no_recipient_is_an_error_of_ours(recipient: str) -> None:
     with pytest.raises(SealError, match="cannot be sealed"):
         seal_bytes(b"", [recipient])
