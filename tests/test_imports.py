@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "ptm"
 LAYERS = [
     ["errors", "image", "files", "complaint"],
     ["model", "store"],
-    ["config", "layout", "envelope", "notes"],
+    ["config", "layout", "envelope", "notes", "workers"],
     ["keys", "seal"],
     ["trust"],
     ["algorithms"],

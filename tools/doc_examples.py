@@ -22,10 +22,8 @@ from pydantic import BaseModel
 from ptm import envelope, layout
 from ptm.model import (
     Cancel,
-    Claim,
     Decision,
     Document,
-    Heartbeat,
     Kind,
     Member,
     MemberRequest,
@@ -38,8 +36,9 @@ from ptm.model import (
     SealedManifest,
     Task,
 )
-from ptm.notes import ImageApproval, Note
+from ptm.notes import ImageApproval, ImageWithdrawal, Note
 from ptm.tasks import TaskRequest
+from ptm.workers import Claim, DayRun, Heartbeat
 
 REGISTRY = "6f1c1a52-5d5e-4c1e-9b6b-2f0d3a7c9e10"
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=UTC)
@@ -132,6 +131,7 @@ class Examples:
             self._signed(self._refusal(), site, f"`{layout.refusal(site, task, 0)}`"),
             self._signed(self._note(), site, f"`{layout.note(site, task, 1, 'approved')}`"),
             self._signed(self._image_approval(), site, f"`{layout.approval(site, IMAGE_DIGEST)}`"),
+            self._signed(self._withdrawal(), site, f"`{layout.withdrawal(site, IMAGE_DIGEST, self._approval_sha256)}`"),
             self._signed(
                 self._cancel(),
                 "alice",
@@ -139,6 +139,7 @@ class Examples:
                 "A wish to cancel a task. It counts only from the very user whose task it is.",
             ),
             self._signed(self._claim(), site, f"`{layout.claim(site, task, 1)}`"),
+            self._signed(self._day_run(), site, f"`{layout.day_run(site, f'{NOW:%Y-%m-%d}', 'alice', 1)}`"),
             self._signed(self._heartbeat(), site, f"`{layout.heartbeat(site, worker)}`; the only object a node overwrites"),
             self._request(),
             Example(
@@ -253,6 +254,25 @@ class Examples:
             created=NOW,
         )
 
+    @property
+    def _approval_sha256(self) -> str:
+        return envelope.parse(envelope.sign(self._image_approval(), signing_key("maastro"))).sha256
+
+    def _withdrawal(self) -> ImageWithdrawal:
+        approval = self._image_approval()
+        return ImageWithdrawal(
+            registry=REGISTRY,
+            site="maastro",
+            image=IMAGE,
+            image_digest=IMAGE_DIGEST,
+            approval_sha256=self._approval_sha256,
+            approved_by=approval.by,
+            approved=approval.created,
+            by="M. de Vries",
+            reason="a flaw was found",
+            created=NOW + timedelta(days=1),
+        )
+
     def _cancel(self) -> Cancel:
         return Cancel(registry=REGISTRY, task=TASK_ID, user="alice", created=NOW + timedelta(minutes=1), reason="wrong cohort")
 
@@ -265,6 +285,19 @@ class Examples:
             worker="maastro-1",
             epoch=1,
             nonce=nonce("claim"),
+            created=NOW + timedelta(seconds=5),
+        )
+
+    def _day_run(self) -> DayRun:
+        return DayRun(
+            registry=REGISTRY,
+            site="maastro",
+            user="alice",
+            day=f"{NOW:%Y-%m-%d}",
+            number=1,
+            task=TASK_ID,
+            worker="maastro-1",
+            nonce=nonce("day run"),
             created=NOW + timedelta(seconds=5),
         )
 

@@ -20,9 +20,10 @@ from ptm import layout
 from ptm.config import Home, NodeConfig
 from ptm.errors import NotFound, PtmError, StoreError, TooLarge, Unreachable, VerificationError
 from ptm.layout import QueueEntry
-from ptm.model import Heartbeat
+from ptm.model import as_text
 from ptm.node.audit import Audit
 from ptm.node.claims import Claims
+from ptm.node.dayruns import DayRuns
 from ptm.node.pauses import Of, Pauses
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
@@ -33,6 +34,7 @@ from ptm.node.verify import verify_cancel
 from ptm.node.worker import Ask, PolicySource, ReviewedImages, Worker
 from ptm.registry import Registry, new_nonce, now_utc
 from ptm.trust import TrustedRoster
+from ptm.workers import Heartbeat
 
 log = logging.getLogger("ptm.node")
 MAX_WAITING = 64
@@ -57,7 +59,8 @@ class Node:
         claims = Claims(registry, config.worker, config.lease_s)
         slots = threading.Semaphore(config.parallel)
         reviewed = ReviewedImages(registry)
-        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed)
+        days = DayRuns(registry, config.worker)
+        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed, days)
         self._in_hand: dict[Of, threading.Thread] = {}
         self._canceled: set[Of] = set()
         self._pauses = Pauses()
@@ -293,7 +296,7 @@ class Node:
         if self._troubles.get(of) != text:
             self._troubles[of] = text
             with contextlib.suppress(PtmError):
-                self._audit.record("trouble", of[1], user=of[0], error=text[:1000])
+                self._audit.record("trouble", of[1], user=of[0], error=as_text(text)[:1000])
 
     def _reap(self) -> None:
         for of, thread in list(self._in_hand.items()):

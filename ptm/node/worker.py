@@ -14,6 +14,7 @@ from ptm.config import NodeConfig
 from ptm.model import DataUse, Decision, FinalState
 from ptm.node.audit import Audit
 from ptm.node.claims import Claims
+from ptm.node.dayruns import DayRuns
 from ptm.node.policy import LoadedPolicy
 from ptm.node.rules import Policy
 from ptm.node.runner import Interrupt, Runner
@@ -63,6 +64,7 @@ class Worker:
     slots: threading.Semaphore
     audit: Audit
     reviewed: ReviewedImages
+    day_runs: DayRuns
     accepting: threading.Lock = field(default_factory=threading.Lock)
 
 
