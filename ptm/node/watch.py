@@ -191,7 +191,7 @@ class Node:
             self._runner.check()
             self._state.forget_expired(now_utc() - timedelta(days=1))
         except (PtmError, OSError) as e:
-            if once:
+            if once and not self._in_hand:
                 raise
             self._say_unavailable(str(e))
             return self._go_on(stop, [])
