@@ -19,8 +19,9 @@ demo: .venv/demo.stamp
 vertical: .venv/demo.stamp
 	$(BIN)/python -m examples.vertical $(ARGS)
 
+# Much of a test is waiting for servers, so three files at a time; ARGS="-n 0" for one, to debug.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -35,6 +35,9 @@ from ptm.registry import now_utc
 FIRST = "0" * 64
 """What the first entry gives as the hash before it."""
 MAX_LINE = 1024 * 1024
+MAX_ONCE = 4096
+BLOCK = 256 * 1024
+VERIFY = "`ptm node audit --verify` checks all of it"
 MOVE_IT = "find out who changed it; keep the file elsewhere, and a new one begins at the next start"
 Fact = str | int | bool | None | list[Any] | dict[str, Any]
 
@@ -74,6 +77,7 @@ class Audit:
     def __init__(self, path: Path, now: Callable[[], datetime] = now_utc) -> None:
         self._path, self._now, self._lock = path, now, threading.Lock()
         self._count, self._head = 0, FIRST
+        self._once: set[str] = set()
         try:
             new = not path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -100,6 +104,17 @@ class Audit:
             self._append(rfc8785.dumps(entry) + b"\n")
             self._count, self._head = self._count + 1, str(entry["hash"])
             return self._head
+
+    def record_once(self, event: str, task: str, **facts: Fact) -> None:
+        """The same, but not what this process has recorded before: for what whoever runs the bucket can have done over and over,
+        by hiding what came of it. Of more than `MAX_ONCE` the memory starts anew."""
+        said = json.dumps([event, task, facts], sort_keys=True)
+        if said in self._once:
+            return
+        self.record(event, task, **facts)
+        if len(self._once) >= MAX_ONCE:
+            self._once.clear()
+        self._once.add(said)
 
     def _append(self, line: bytes) -> None:
         """All of a line, or none of it."""
@@ -142,7 +157,56 @@ def entries(path: Path) -> Iterator[Entry]:
         try:
             yield _read(line)
         except VerificationError as e:
-            raise VerificationError(f"line {number} is damaged: {e}", hint="`ptm node audit --verify` checks all of it") from e
+            raise VerificationError(f"line {number} is damaged: {e}", hint=VERIFY) from e
+
+
+def newest(path: Path, most: int, task: str | None = None, within: int | None = None) -> tuple[list[Entry], bool]:
+    """The newest entries (of one task), newest first, read from the end: what a long log costs is what is shown of it. Looks at
+    no more than about `within` bytes, and says whether that left out any. `VerificationError` at one that is damaged."""
+    found: list[Entry] = []
+    about = None if task is None else task.encode()
+    looked = number = 0
+    for line in _from_the_end(path):
+        looked, number = looked + len(line) + 1, number + 1
+        if about is None or about in line:
+            try:
+                entry = _read(line)
+            except VerificationError as e:
+                raise VerificationError(f"line {number} from the end is damaged: {e}", hint=VERIFY) from e
+            if task in (None, entry.task):
+                found.append(entry)
+        if len(found) >= most:
+            break
+        if within is not None and looked > within:
+            return found, True
+    return found, False
+
+
+def _from_the_end(path: Path) -> Iterator[bytes]:
+    """Every whole line, the last one first. What a crash left of a line is no line."""
+    try:
+        with path.open("rb") as file:
+            at, kept, whole = file.seek(0, os.SEEK_END), b"", False
+            while at > 0:
+                step = min(BLOCK, at)
+                at = file.seek(at - step)
+                first, *lines = (file.read(step) + kept).split(b"\n")
+                if lines and not whole:
+                    lines, whole = lines[:-1], True
+                yield from reversed(lines)
+                kept = first
+                if len(kept) > 2 * MAX_LINE:
+                    raise VerificationError("has a line without end", hint=VERIFY)
+            if whole:
+                yield kept
+    except FileNotFoundError as e:
+        raise _no_log(path) from e
+    except OSError as e:
+        raise PtmError(f"{path} cannot be read: {e.strerror}") from e
+
+
+def _no_log(path: Path) -> UsageError:
+    return UsageError(f"there is no {path}", hint="`ptm node watch` writes it")
 
 
 def verify(path: Path, wanted: Mapping[str, str] | None = None) -> Report:
@@ -176,7 +240,7 @@ def _lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, byte
                     return
                 yield number, line.rstrip(b"\n")
     except FileNotFoundError as e:
-        raise UsageError(f"there is no {path}", hint="`ptm node watch` writes it") from e
+        raise _no_log(path) from e
     except OSError as e:
         raise PtmError(f"{path} cannot be read: {e.strerror}") from e
 

@@ -28,6 +28,8 @@ FUTURE_TOLERANCE_S = 300
 """A task may be this far in the future, for clocks differ."""
 MAX_LIFETIME_S = 366 * 86400
 MAX_TOML_BYTES = 1024 * 1024
+MAX_PATH = 2000
+"""The longest path that is held against an HTTP source's patterns."""
 
 Settings = TypeVar("Settings", bound=Frozen)
 
@@ -77,7 +79,7 @@ Pattern = Annotated[str, AfterValidator(_is_pattern)]
 
 class _WebSource(Frozen):
     """What sources that speak HTTP have in common. Credentials are files of mode 0600, read by the node alone: a bearer token,
-    or a user with a password. Sizes are those of one request and one answer."""
+    or a user with a password. Sizes are those of one request and one answer; `run_mb` is for all answers of one run."""
 
     url: str
     token_file: Path | None = None
@@ -86,6 +88,7 @@ class _WebSource(Frozen):
     ca_file: Path | None = None
     request_mb: Megabytes = 16
     answer_mb: Megabytes = 1024
+    run_mb: Megabytes = 4096
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -126,13 +129,15 @@ class HttpSource(_WebSource):
 
 
 class TcpSource(Frozen):
-    """One host and port at the site; the container reaches it on loopback, byte by byte. `answer_mb` is for one connection."""
+    """One host and port at the site; the container reaches it on loopback, byte by byte. `answer_mb` is for one
+    connection, `run_mb` for all of one run."""
 
     kind: Literal["tcp"]
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)]
     request_mb: Megabytes = 16
     answer_mb: Megabytes = 1024
+    run_mb: Megabytes = 4096
 
 
 class PostgresSource(Frozen):
@@ -149,6 +154,7 @@ class PostgresSource(Frozen):
     ca_file: Path | None = None
     request_mb: Megabytes = 16
     answer_mb: Megabytes = 1024
+    run_mb: Megabytes = 4096
 
 
 GatewaySource = SparqlSource | HttpSource | TcpSource | PostgresSource
@@ -172,6 +178,7 @@ class NodeConfig(Frozen):
     limits: Limits = Limits()
     gateway_folder: Path | None = None
     read_only_root: bool = True
+    keep_free_gb: Annotated[float, Field(ge=0)] = 1.0
     keep_images_days: Annotated[int, Field(ge=1)] | None = 30
     data: dict[Name, Annotated[DataSource, Field(discriminator="kind")]] = {}
     mirrors: dict[str, str] = {}

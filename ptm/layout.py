@@ -27,6 +27,8 @@ _TRANSFER_FILE = re.compile(rf"inbox/{_NAME}/{_NAME}/{_ULID}/files/[^/]+\.(age|c
 _RECEIPT = re.compile(
     rf"sites/(?P<party>{_NAME})/receipts/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/(?P<seen>[0-9a-f]{{64}})\.json"
 )
+_APPROVAL = re.compile(rf"sites/{_NAME}/approvals/(?P<digest>[0-9a-f]{{64}})(\.(?P<withdrawn>[0-9a-f]{{64}})\.withdrawn)?\.json")
+_DAY_RUN = re.compile(rf"sites/{_NAME}/days/[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}/{_NAME}/(?P<number>[0-9]{{7}})\.json")
 _CLAIM = re.compile(rf"sites/{_NAME}/runs/{_ULID}/claim\.(?P<epoch>[1-9][0-9]{{0,3}})\.json")
 
 
@@ -146,6 +148,32 @@ def approval(site: str, image_digest: str) -> str:
     return f"sites/{site}/approvals/{image_digest.removeprefix('sha256:')}.json"
 
 
+def days_of(site: str) -> str:
+    return f"sites/{site}/days/"
+
+
+def day_runs_of(site: str, day: str, user: str) -> str:
+    return f"sites/{site}/days/{day}/{user}/"
+
+
+def day_run(site: str, day: str, user: str, number: int) -> str:
+    """One accepted run of a researcher on a day (`2026-11-22`), numbered from 1."""
+    return f"sites/{site}/days/{day}/{user}/{number:07d}.json"
+
+
+def approvals_of(site: str) -> str:
+    return f"sites/{site}/approvals/"
+
+
+def withdrawals_of(site: str, image_digest: str) -> str:
+    return f"sites/{site}/approvals/{image_digest.removeprefix('sha256:')}."
+
+
+def withdrawal(site: str, image_digest: str, approval_sha256: str) -> str:
+    """A first-use approval taken back: of which image, and which approval of it."""
+    return f"{withdrawals_of(site, image_digest)}{approval_sha256}.withdrawn.json"
+
+
 def runs_of(site: str) -> str:
     return f"sites/{site}/runs/"
 
@@ -224,6 +252,18 @@ def parse_claim(key: str) -> int | None:
     """The epoch of a claim."""
     match = _CLAIM.fullmatch(key)
     return match and int(match["epoch"])
+
+
+def parse_approval(key: str) -> tuple[str, str | None] | None:
+    """The digest of an approved image (`sha256:…`), and, for an approval taken back, that approval's own SHA-256."""
+    match = _APPROVAL.fullmatch(key)
+    return match and (f"sha256:{match['digest']}", match["withdrawn"])
+
+
+def parse_day_run(key: str) -> int | None:
+    """The number of a day's run."""
+    match = _DAY_RUN.fullmatch(key)
+    return match and int(match["number"])
 
 
 def parse_note(key: str) -> tuple[int, str] | None:

@@ -32,6 +32,7 @@ from ptm.image import IMAGE_PATTERN
 MAX_SITES = 1000
 MAX_FILES = 256
 MAX_DECISIONS = 64
+MAX_GPUS = 64
 INLINE_BYTES = 64 * 1024
 """Ciphertexts up to this many bytes travel inside the signed document."""
 INLINE_TOTAL_BYTES = 384 * 1024
@@ -139,11 +140,15 @@ class Document(Frozen):
 
 
 class Resources(Frozen):
-    """TES `resources`. Absent: the site's own default; more than the site allows: the task is rejected."""
+    """TES `resources`. Absent: the site's own default; more than the site allows: the task is rejected.
+
+    `gpus` is not of TES, which has no field for them. A task without it has none, so that its canonical form, and with it
+    its digest, is what it was before there was such a field."""
 
     cpu_cores: Annotated[int, Field(ge=1, le=1024)] | None = None
     ram_gb: Annotated[float, Field(gt=0, le=65536)] | None = None
     disk_gb: Annotated[float, Field(gt=0, le=1048576)] | None = None
+    gpus: Annotated[int, Field(ge=1, le=MAX_GPUS)] | None = None
 
 
 class SealedFile(Frozen):
@@ -349,39 +354,6 @@ class Cancel(Document):
     user: Name
     created: Time
     reason: Text = ""
-
-
-class Claim(Document):
-    """A worker's write-once statement that it runs a task. An economy, not a safety: `result.json` decides."""
-
-    TYPE: ClassVar[str] = "ptm/claim@1"
-
-    type: Literal["ptm/claim@1"] = "ptm/claim@1"
-    task: Ulid
-    task_sha256: Sha256
-    site: Name
-    worker: Name
-    epoch: Annotated[int, Field(ge=1, le=9999)]
-    nonce: Nonce
-    created: Time
-
-
-class Heartbeat(Document):
-    """`beat` counts up while the worker lives; readers compare it with what they saw before, on their own clock, and
-    never compare `created`."""
-
-    TYPE: ClassVar[str] = "ptm/worker@1"
-
-    type: Literal["ptm/worker@1"] = "ptm/worker@1"
-    site: Name
-    worker: Name
-    session: Nonce
-    beat: Annotated[int, Field(ge=0, le=2**53 - 1)]
-    stopped: bool = False
-    running: Annotated[tuple[Ulid, ...], Field(max_length=MAX_FILES)] = ()
-    version: Annotated[str, Field(max_length=40)]
-    audit_head: Sha256 | None = None
-    created: Time
 
 
 class Member(Frozen):

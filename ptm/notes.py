@@ -41,8 +41,8 @@ class Note(Document):
 
     An approval is bound to the task and to the image's digest, a release to the task and to `held_sha256`: the digest
     of the list of held files together with a random salt, so that it tells nobody what they hold. `details` is that
-    list, or the names of single files withheld, as age ciphertext for the site itself. A release repeats the names that
-    were withheld before it: hiding that earlier note lets nothing more out."""
+    list, the names of single files withheld, or the names of the files that a release lets out, as age ciphertext for the
+    site itself. What a release does not name stays: hiding an earlier withholding lets nothing more out."""
 
     TYPE: ClassVar[str] = "ptm/note@1"
 
@@ -74,6 +74,8 @@ class Note(Document):
             raise ValueError("a note that data is waited for says what is missing")
         if self.files is not None and (self.what != "withheld" or self.details is None):
             raise ValueError("only a withholding of single files counts files, and says which")
+        if self.what == "released" and self.details is None:
+            raise ValueError("a release says which files leave")
         return self
 
 
@@ -86,6 +88,24 @@ class ImageApproval(Document):
     site: Name
     image: Image
     image_digest: ImageDigest
+    by: Person
+    reason: Text = ""
+    created: Time
+
+
+class ImageWithdrawal(Document):
+    """A person takes a first-use approval back. It is about that very approval (`approval_sha256`, of its canonical signed
+    part) and no other, so one that is put back stays withdrawn, and the image can be approved anew."""
+
+    TYPE: ClassVar[str] = "ptm/image-withdrawal@1"
+
+    type: Literal["ptm/image-withdrawal@1"] = "ptm/image-withdrawal@1"
+    site: Name
+    image: Image
+    image_digest: ImageDigest
+    approval_sha256: Sha256
+    approved_by: Person
+    approved: Time
     by: Person
     reason: Text = ""
     created: Time
@@ -135,6 +155,12 @@ class RunRecord:
             return None
         asked = self.asked("awaiting-release", task_sha256) or self.asked("awaiting-approval", task_sha256)
         return asked if asked is not None and self.answer(asked) is None else None
+
+    def released(self) -> tuple[Note, Note] | None:
+        """The question and its answer, where a release was given and what it lets out has not left yet."""
+        asked = None if self.finished else self.asked("awaiting-release")
+        answer = self.answer(asked) if asked is not None else None
+        return (asked, answer) if asked is not None and answer is not None and answer.what == "released" else None
 
 
 def _is_about(note: Note, asked: Note) -> bool:

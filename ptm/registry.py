@@ -21,12 +21,13 @@ from ptm.config import Home, Profile, load_profile
 from ptm.envelope import MAX_DOCUMENT_BYTES, AnyDocument
 from ptm.errors import AlreadyExists, NotAllowed, NotFound, StoreError, TooLarge, TrustError, UsageError, VerificationError
 from ptm.keys import MemberKeys, load_keys
-from ptm.model import Cancel, Claim, Document, Heartbeat, Refusal, SealedFile, Task
-from ptm.notes import MAX_NOTES, ImageApproval, Note, RunRecord
+from ptm.model import Cancel, Document, Refusal, SealedFile, Task
+from ptm.notes import MAX_NOTES, ImageApproval, ImageWithdrawal, Note, RunRecord
 from ptm.seal import check_cipher, measure
 from ptm.store.base import Store
 from ptm.store.urls import open_store
 from ptm.trust import TrustedRoster, refresh
+from ptm.workers import Claim, Heartbeat
 
 SHOWS_TASKS = "`ptm task list` shows your tasks"
 MAX_QUEUE = 10_000
@@ -247,23 +248,47 @@ class Registry:
         raise StoreError(f"the run of task {note.task} has too many notes", hint="look at its folder in the registry")
 
     def image_approval(self, image_digest: str) -> ImageApproval | None:
-        """This site's own first-use approval of an image, if there is one that is believed."""
+        """This site's own first-use approval of an image, if there is one that is believed and was not taken back."""
+        found = self.given_approval(image_digest)
+        return found[0] if found is not None and self.withdrawal(image_digest, found[1]) is None else None
+
+    def given_approval(self, image_digest: str) -> tuple[ImageApproval, str] | None:
+        """The same, taken back or not, and the SHA-256 of its signed part."""
         try:
-            approval = self.read_own(layout.approval(self.me, image_digest), ImageApproval)
+            parsed = envelope.parse(self.read_raw(layout.approval(self.me, image_digest)))
+            approval = envelope.verify(parsed, ImageApproval, self.id, self.keys.sign_key)
         except (NotFound, TooLarge):
             return None
         except VerificationError as e:
             log.warning("ignored: the approval of %s: %s", image_digest, e)
             return None
-        return approval if (approval.site, approval.image_digest) == (self.me, image_digest) else None
+        return (approval, parsed.sha256) if (approval.site, approval.image_digest) == (self.me, image_digest) else None
+
+    def withdrawal(self, image_digest: str, approval_sha256: str) -> ImageWithdrawal | None:
+        """Who took this approval of an image back, if somebody of this site did."""
+        try:
+            found = self.read_own(layout.withdrawal(self.me, image_digest, approval_sha256), ImageWithdrawal)
+        except (NotFound, TooLarge):
+            return None
+        except VerificationError as e:
+            log.warning("ignored: the withdrawal of %s: %s", image_digest, e)
+            return None
+        return (
+            found if (found.site, found.image_digest, found.approval_sha256) == (self.me, image_digest, approval_sha256) else None
+        )
 
     def approve_image(self, approval: ImageApproval) -> None:
-        """Write a first-use approval. No error if the image was approved before."""
+        """Write a first-use approval. No error if the image was approved before. One that was taken back makes room."""
+        key, body = layout.approval(self.me, approval.image_digest), self.sign(approval)
         try:
-            self.store.create(layout.approval(self.me, approval.image_digest), self.sign(approval))
+            self.store.create(key, body)
         except AlreadyExists:
-            if self.image_approval(approval.image_digest) is None:
+            if self.image_approval(approval.image_digest) is not None:
+                return
+            if self.given_approval(approval.image_digest) is None:
                 raise
+            self.store.delete(key)
+            self.store.create(key, body)
 
     def beat(self, heartbeat: Heartbeat) -> None:
         self.store.put(layout.heartbeat(self.me, heartbeat.worker), self.sign(heartbeat))

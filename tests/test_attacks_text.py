@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ptm.cli.commands import run
 from ptm.cli.node import plain_formatter
+from ptm.cli.show import print_json
 from ptm.envelope import key_id, verify_request
 from ptm.errors import Malformed, PtmError, SealError
 from ptm.seal import seal_bytes, unseal, unseal_bytes
@@ -79,3 +80,13 @@ def test_the_longest_header_that_ptm_writes_is_read() -> None:
     identity = pyrage.x25519.Identity.generate()
     others = [str(pyrage.x25519.Identity.generate().to_public()) for _ in range(1000)]
     assert unseal_bytes(seal_bytes(b"hello", [*others, str(identity.to_public())]), identity, 10) == b"hello"
+
+
+def test_json_for_programs_steers_no_terminal_and_stays_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"reason": "a\x9b31mred\u202egnp.exe \x1b]0;title\x07 é"}
+
+    print_json(said)
+
+    printed = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    assert json.loads(printed) == said

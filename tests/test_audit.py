@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ptm.audit import FIRST, Audit, entries, verify
+from ptm import audit
+from ptm.audit import FIRST, Audit, entries, newest, verify
 from ptm.errors import PtmError, UsageError, VerificationError
 from ptm.node.witness import verify_against_registry
 from ptm.store.memory import MemoryStore
-from tests.federation import Federation, image_folder
+from tests.federation import Federation, image_folder, second_home
 
 TASK = "01KAMV3ZR5F2J7Q8XG4M1W9ABC"
 
@@ -226,6 +228,31 @@ def test_a_damaged_line_is_said_while_reading(path: Path) -> None:
         list(entries(path))
 
 
+@pytest.mark.parametrize("block", [1, 7, 300, 1_000_000])
+def test_the_newest_entries_are_read_from_the_end(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(audit, "BLOCK", block)
+    backwards = list(reversed(list(entries(path))))
+    assert newest(path, 100) == (backwards, False)
+    assert newest(path, 2) == (backwards[:2], False)
+    assert newest(path, 5, TASK) == (backwards, False)
+    assert newest(path, 5, "01KAMV3ZR5F2J7Q8XG4M1W9ABD") == ([], False)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"torn": "by a crash')
+    assert newest(path, 100)[0] == backwards
+    path.write_bytes(b"junk\n" + whole)
+    assert newest(path, 5)[0] == backwards
+    with pytest.raises(VerificationError, match="line 6 from the end is damaged"):
+        newest(path, 6)
+    path.write_bytes(b"")
+    assert newest(path, 1) == ([], False)
+
+
+def test_a_log_that_is_one_line_without_end_is_not_read_whole(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x" * 5 * 1024 * 1024 + b"\n")
+    with pytest.raises(VerificationError, match="without end"):
+        newest(path, 1)
+
+
 # a whole node
 
 
@@ -252,6 +279,21 @@ def test_every_result_of_a_node_has_its_place_in_the_log_and_a_cut_is_found_out(
         assert report.missing, cut
     log.write_bytes(b"".join(whole))
     assert verify_against_registry(registry, log, "maastro-1")[0].whole
+
+
+def test_another_workers_log_in_the_place_of_this_one_is_found_out(tmp_path: Path) -> None:
+    federation = Federation(MemoryStore(), tmp_path).create().admit(alice="researcher", maastro="site")
+    second, images = second_home(federation, "maastro"), {"demo/count:1": image_folder(tmp_path / "count")}
+    for home, worker in ((federation.home("maastro"), "w1"), (second, "w2")):
+        task = federation.client().put("demo/count:1", ["maastro"])
+        federation.run_once("maastro", images=images, home=home, worker=worker)
+    registry, mine = federation.registry("maastro"), federation.home("maastro").audit
+    shutil.copy(second.audit, mine)
+    report, _, _ = verify_against_registry(registry, mine, "w1")
+    assert report.problems == []
+    assert len([where for where in report.missing.values() if where.startswith("the result")]) == 1
+    assert "the heartbeat of w1" in report.missing.values()
+    assert task.id not in str(report.missing)
 
 
 def test_results_of_another_worker_are_counted_and_not_looked_for_in_this_log(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ptm import envelope
 from ptm.errors import BadSignature, Malformed, NotForUs
-from ptm.model import Cancel, Claim, Line, MemberRequest, Task
+from ptm.model import Cancel, Line, MemberRequest, Task
+from ptm.workers import Claim
 
 REGISTRY = "a1111111-1111-4111-8111-111111111111"
 OTHER_REGISTRY = "b2222222-2222-4222-8222-222222222222"

@@ -14,7 +14,7 @@ LAYERS = [
     ["errors", "image", "files", "complaint"],
     ["model", "store"],
     ["transfer"],
-    ["config", "layout", "envelope", "notes"],
+    ["config", "layout", "envelope", "notes", "workers"],
     ["keys", "seal"],
     ["c4gh"],
     ["trust"],

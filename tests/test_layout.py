@@ -18,6 +18,7 @@ file_names = st.text(st.characters(exclude_categories=("C", "Z"), exclude_charac
     lambda name: name not in (".", "..") and not name.startswith(".ptm-")
 )
 TASK = "01KAMV3ZR5F2J7Q8XG4M1W9ABC"
+DIGEST = "sha256:" + "a" * 64
 
 
 # round trips
@@ -39,6 +40,13 @@ def test_property_a_task_key_comes_back_as_it_was(user: str, task: str) -> None:
 @given(site=names, worker=names)
 def test_property_a_heartbeat_key_comes_back_as_it_was(site: str, worker: str) -> None:
     assert layout.parse_heartbeat(layout.heartbeat(site, worker)) == (site, worker)
+
+
+@given(site=names, user=names, number=st.integers(1, 1_000_000))
+def test_property_a_days_run_and_an_approval_come_back_as_they_were(site: str, user: str, number: int) -> None:
+    assert layout.parse_day_run(layout.day_run(site, "2026-11-22", user, number)) == number
+    assert layout.parse_approval(layout.approval(site, DIGEST)) == (DIGEST, None)
+    assert layout.parse_approval(layout.withdrawal(site, DIGEST, "b" * 64)) == (DIGEST, "b" * 64)
 
 
 @given(site=names, task=ulids, epoch=st.integers(1, 9999))
@@ -64,6 +72,9 @@ def test_property_every_key_is_one_that_every_store_takes_and_no_two_are_alike(
         layout.result(one, task),
         layout.output(one, task, attempt, name),
         layout.scratch(one, other) + "x",
+        layout.approval(one, DIGEST),
+        layout.withdrawal(one, DIGEST, "b" * 64),
+        layout.day_run(one, "2026-11-22", other, epoch),
     ]
     assert [check_key(key) for key in keys] == keys
     assert len(set(keys)) == len(keys)
@@ -81,6 +92,9 @@ def test_property_prefixes_keep_members_apart(site: str, user: str, task: str, a
         layout.result(site, task),
         layout.output(site, task, attempt, name),
         layout.scratch(site, site),
+        layout.approval(site, DIGEST),
+        layout.withdrawal(site, DIGEST, "b" * 64),
+        layout.day_run(site, "2026-11-22", user, 1),
     ]
     assert all(key.startswith(f"sites/{site}/") for key in of_the_site)
     of_the_user = [layout.task(user, task), layout.task_input(user, task, name)]

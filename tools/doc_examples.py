@@ -22,12 +22,10 @@ from pydantic import BaseModel
 from ptm import envelope, layout
 from ptm.model import (
     Cancel,
-    Claim,
     Decision,
     Deliver,
     Delivered,
     Document,
-    Heartbeat,
     Kind,
     Member,
     MemberRequest,
@@ -41,9 +39,10 @@ from ptm.model import (
     SentFile,
     Task,
 )
-from ptm.notes import ImageApproval, Note
+from ptm.notes import ImageApproval, ImageWithdrawal, Note
 from ptm.tasks import TaskRequest
 from ptm.transfer import FromRun, Purge, PurgedFile, Receipt, Transfer
+from ptm.workers import Claim, DayRun, Heartbeat
 
 REGISTRY = "6f1c1a52-5d5e-4c1e-9b6b-2f0d3a7c9e10"
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=UTC)
@@ -148,6 +147,7 @@ class Examples:
             self._signed(self._refusal(), site, f"`{layout.refusal(site, task, 0)}`"),
             self._signed(self._note(), site, f"`{layout.note(site, task, 1, 'approved')}`"),
             self._signed(self._image_approval(), site, f"`{layout.approval(site, IMAGE_DIGEST)}`"),
+            self._signed(self._withdrawal(), site, f"`{layout.withdrawal(site, IMAGE_DIGEST, self._approval_sha256)}`"),
             self._signed(
                 self._cancel(),
                 "alice",
@@ -155,6 +155,7 @@ class Examples:
                 "A wish to cancel a task. It counts only from the very user whose task it is.",
             ),
             self._signed(self._claim(), site, f"`{layout.claim(site, task, 1)}`"),
+            self._signed(self._day_run(), site, f"`{layout.day_run(site, f'{NOW:%Y-%m-%d}', 'alice', 1)}`"),
             self._signed(self._heartbeat(), site, f"`{layout.heartbeat(site, worker)}`; the only object a node overwrites"),
             self._request(),
             Example(
@@ -400,6 +401,25 @@ class Examples:
             created=NOW,
         )
 
+    @property
+    def _approval_sha256(self) -> str:
+        return envelope.parse(envelope.sign(self._image_approval(), signing_key("maastro"))).sha256
+
+    def _withdrawal(self) -> ImageWithdrawal:
+        approval = self._image_approval()
+        return ImageWithdrawal(
+            registry=REGISTRY,
+            site="maastro",
+            image=IMAGE,
+            image_digest=IMAGE_DIGEST,
+            approval_sha256=self._approval_sha256,
+            approved_by=approval.by,
+            approved=approval.created,
+            by="M. de Vries",
+            reason="a flaw was found",
+            created=NOW + timedelta(days=1),
+        )
+
     def _cancel(self) -> Cancel:
         return Cancel(registry=REGISTRY, task=TASK_ID, user="alice", created=NOW + timedelta(minutes=1), reason="wrong cohort")
 
@@ -412,6 +432,19 @@ class Examples:
             worker="maastro-1",
             epoch=1,
             nonce=nonce("claim"),
+            created=NOW + timedelta(seconds=5),
+        )
+
+    def _day_run(self) -> DayRun:
+        return DayRun(
+            registry=REGISTRY,
+            site="maastro",
+            user="alice",
+            day=f"{NOW:%Y-%m-%d}",
+            number=1,
+            task=TASK_ID,
+            worker="maastro-1",
+            nonce=nonce("day run"),
             created=NOW + timedelta(seconds=5),
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.arguments import name_and_value
+from ptm.cli.node_approvals import approvals, unapprove
 from ptm.cli.node_console import console
 from ptm.cli.node_decide import COMMANDS as DECIDE
 from ptm.cli.node_policy import policy
@@ -27,6 +28,8 @@ def node() -> None:
 
 node.add_command(policy)
 node.add_command(console)
+node.add_command(approvals)
+node.add_command(unapprove)
 for command in DECIDE:
     node.add_command(command)
 

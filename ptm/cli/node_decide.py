@@ -4,7 +4,7 @@ All but `audit` work beside a running node and on any machine with the site's ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ptm.cli.show import clean, json_option, note, print_json, print_table
 from ptm.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from ptm.audit import Report
+    from ptm.audit import Entry, Report
     from ptm.model import Decision
     from ptm.node.decisions import Waiting
     from ptm.registry import Registry
@@ -43,7 +43,7 @@ def _who(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @json_option
 @click.pass_obj
 def pending(home: str | None, /, as_json: bool) -> None:
-    """List what waits for a person at this site, and what waits for data.
+    """List what waits for a person or for data at this site, and what was released and waits for the worker that has its files.
 
     \b
     Example:
@@ -59,12 +59,15 @@ def pending(home: str | None, /, as_json: bool) -> None:
         note("nothing waits for a person")
         return
     columns = ("task", "waits for", "since", "who", "image", "data", "outputs to", "purpose")
+    for waiting in found:
+        if waiting.what == "worker":
+            note(_left_behind(waiting))
     print_table(
         columns,
         (
             (
                 w.task.id,
-                w.what,
+                f"worker {w.asked.worker}" if w.what == "worker" else w.what,
                 f"{w.asked.created:%Y-%m-%d %H:%M}",
                 w.task.user,
                 w.task.image,
@@ -94,14 +97,13 @@ def show(home: str | None, /, task_id: str, folder: Path | None, as_json: bool) 
     Example:
       ptm node show 01KAMV3ZR5F2J7Q8XG4M1W9ABC --inputs /tmp/look
     """
-    import tempfile
-
     from ptm.node.decisions import find, write_inputs
+    from ptm.node.spool import look_folder
 
     registry = site_registry(home)
     waiting = find(registry, task_id)
-    with tempfile.TemporaryDirectory(prefix="ptm-show-") as scratch:
-        paths = write_inputs(registry, waiting, folder or Path(scratch) / "inputs")
+    with look_folder(registry.home) as scratch:
+        paths = write_inputs(registry, waiting, folder or scratch / "inputs")
         facts = _facts(waiting) | {"inputs": [{"name": path.name, "size": path.stat().st_size} for path in paths]}
         if as_json:
             print_json(facts)
@@ -165,6 +167,8 @@ def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str
 def withhold(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None, files: tuple[str, ...]) -> None:
     """Keep held outputs: all, which ends the run as rejected, or single files.
 
+    All takes a release back, too, as long as the run has no result: what its worker is sending at that moment may still leave.
+
     \b
     Examples:
       ptm node withhold 01KAMV3ZR5F2J7Q8XG4M1W9ABC --by "J. Jansen" --reason "shows single patients"
@@ -191,17 +195,16 @@ def audit(home: str | None, /, task_id: str | None, last: int | None, verify: bo
       ptm node audit --last 20
       ptm node audit --verify
     """
-    from collections import deque
-
-    from ptm.audit import entries, in_words
+    from ptm.audit import entries, in_words, newest
     from ptm.config import find_home
 
     place = find_home(home)
     if verify:
         _verify(home, as_json)
         return
-    wanted = (entry for entry in entries(place.audit) if task_id in (None, entry.task))
-    kept = deque(wanted, maxlen=last) if last else wanted
+    kept: Iterable[Entry] = (entry for entry in entries(place.audit) if task_id in (None, entry.task))
+    if last:
+        kept = reversed(newest(place.audit, last, task_id)[0])
     if as_json:
         print_json([entry.model_dump(mode="json", exclude_none=True) for entry in kept])
         return
@@ -260,6 +263,14 @@ def site_registry(home: str | None) -> Registry:
     return registry
 
 
+def _left_behind(waiting: Waiting) -> str:
+    assert waiting.released is not None
+    return (
+        f"task {waiting.task.id} was released by {waiting.released.by}, and worker {waiting.asked.worker} has not sent it yet; "
+        "if that machine is gone for good, `ptm node withhold` ends the run"
+    )
+
+
 def _say(task_id: str, decision: Decision) -> None:
     which = f" ({decision.files} file(s))" if decision.files else ""
     at = f"{decision.time:%Y-%m-%d %H:%M} UTC"
@@ -281,6 +292,7 @@ def _facts(waiting: Waiting) -> dict[str, Any]:
         "image_digest": waiting.asked.image_digest,
         "command": list(task.command),
         "env": dict(task.env),
+        "resources": task.resources.model_dump(mode="json", exclude_none=True),
         "data": list(task.data),
         "recipients": list(task.recipients),
         "outputs_to": waiting.outputs_to,
@@ -292,6 +304,7 @@ def _facts(waiting: Waiting) -> dict[str, Any]:
         facts["missing"] = waiting.asked.reason
     if held is not None:
         facts["worker"] = waiting.asked.worker
+        facts["released_by"] = waiting.released.by if waiting.released else None
         facts["outcome"] = held.outcome
         facts["folder"] = str(waiting.folder) if waiting.folder else None
         facts["held"] = [file.model_dump(mode="json") | {"withheld": file.name in waiting.withheld} for file in held.files]
@@ -305,7 +318,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             continue
         shown = ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
         click.echo(f"{name.replace('_', ' '):14} {clean(shown)}")
-    if facts["waits_for"] == "release":
+    if facts["waits_for"] != "approval":
         if facts["folder"] is None:
             note(f"the files lie with worker {facts['worker']}, not here")
         click.echo()

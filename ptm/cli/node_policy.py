@@ -115,6 +115,7 @@ def _terms(allowed: Allowed) -> dict[str, Any]:
             "min_cell": outputs.min_cell,
         },
         "limits": allowed.limits.model_dump(mode="json"),
+        "gpus": allowed.gpus,
     }
 
 

@@ -17,7 +17,9 @@ def json_option(command: Command) -> Command:
 
 
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Readable JSON in which somebody else's text can steer no terminal: what is not printable stands as `\\uXXXX`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def note(text: str) -> None:

@@ -40,6 +40,7 @@ def task() -> None:
 @click.option("--cpu-cores", type=int, metavar="N", help="CPU cores to ask for.")
 @click.option("--ram-gb", type=float, metavar="GB", help="Memory to ask for.")
 @click.option("--disk-gb", type=float, metavar="GB", help="Disk to ask for.")
+@click.option("--gpus", type=int, metavar="N", help="GPUs to ask for; a site gives none unless its policy says so.")
 @click.option("--time-limit", metavar="DURATION", help="Time to ask for: 90s, 15m, 2h.")
 @click.option("--task", "task_id", metavar="TASK", help="Finish putting this task; makes no second one.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
@@ -205,7 +206,7 @@ def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "inputs": _inputs(flags["inputs"]),
         "data": tuple(flags["data"]),
         "deliver": _deliver(flags["deliver"]),
-        "resources": {name: flags[name] for name in ("cpu_cores", "ram_gb", "disk_gb") if flags[name] is not None},
+        "resources": {name: flags[name] for name in ("cpu_cores", "ram_gb", "disk_gb", "gpus") if flags[name] is not None},
         "time_limit_s": int(parse_duration(flags["time_limit"]).total_seconds()) if flags["time_limit"] else None,
     }
     return {name: value for name, value in said.items() if value}

@@ -11,18 +11,22 @@ from datetime import datetime
 
 from ulid import ULID
 
+from ptm import layout
 from ptm.config import ROSTER_MAX_AGE_S
-from ptm.errors import Outdated, PtmError, VerificationError
+from ptm.errors import Outdated, PtmError, StoreError, VerificationError
 from ptm.layout import QueueEntry
 from ptm.model import Refusal, Task, as_text
 from ptm.node.collected import not_for
-from ptm.node.policy import Allowed, Refused, Usage, decide
+from ptm.node.policy import Allowed, LoadedPolicy, Refused, Usage, decide
+from ptm.node.rules import has_budget
 from ptm.node.state import RunRow
 from ptm.node.terms import Terms
 from ptm.node.verify import AuthenticTask, VerifiedTask, authenticate, verify
 from ptm.node.worker import Ask, Ending, Worker
 from ptm.registry import now_utc
 
+MAX_RACES = 100
+"""So often another worker may have counted a run at the same moment; a store that says so more often is not to be believed."""
 log = logging.getLogger("ptm.node")
 
 
@@ -76,7 +80,7 @@ def judge(worker: Worker, found: AuthenticTask, interrupted: Ask) -> Allowed | E
 def _ask_policy(worker: Worker, verified: VerifiedTask) -> Allowed | Ending:
     loaded = worker.policy.current()
     reviewed = worker.reviewed.digests(loaded.policy)
-    decision = decide(verified, loaded, worker.config, usage_of(worker, verified.task), reviewed)
+    decision = decide(verified, loaded, worker.config, usage_of(worker, loaded, verified.task), reviewed)
     if isinstance(decision, Refused):
         return Ending("rejected", decision.reason, decision.hint, policy_sha256=decision.policy_sha256)
     refused = not_for(worker, verified.task)
@@ -85,27 +89,39 @@ def _ask_policy(worker: Worker, verified: VerifiedTask) -> Allowed | Ending:
     return decision
 
 
-def usage_of(worker: Worker, task: Task) -> Usage:
-    """What this researcher had here today (UTC) besides this task, as far as this worker took it on."""
+def usage_of(worker: Worker, loaded: LoadedPolicy, task: Task) -> Usage:
+    """What this researcher had at this site today (UTC) besides this task. The registry is asked only if a rule has a budget; a
+    worker's own runs count whatever the registry shows."""
     midnight = now_utc().replace(hour=0, minute=0, second=0)
-    return Usage(runs_today=worker.state.runs_since(task.user, _first_ulid(midnight), task.id))
+    own = worker.state.runs_since(task.user, _first_ulid(midnight), task.id)
+    return Usage(max(own, worker.day_runs.count(task.user, task.id)) if has_budget(loaded.policy) else own)
 
 
 def take_on(
     worker: Worker, found: AuthenticTask, body: bytes, step: Terms | Ending, interrupted: Ask
 ) -> tuple[RunRow, Terms | Ending]:
     """Remember the run, with the terms it has. The budget is looked at once more, for another run may have been taken on
-    meanwhile."""
+    meanwhile, here or by another worker."""
     task = found.task
     with worker.accepting:
         if isinstance(step, Terms):
-            again = judge(worker, found, interrupted)
-            step = again if isinstance(again, Ending) else step
+            step = _counted(worker, found, step, interrupted)
         row = worker.state.open_run(task.id, task.user, found.sha256, str(ULID()), body, task.expires)
         if isinstance(step, Terms):
             worker.state.remember(task.id, "terms", step.model_dump_json())
     _record(worker, found, step)
     return row, step
+
+
+def _counted(worker: Worker, found: AuthenticTask, terms: Terms, interrupted: Ask) -> Terms | Ending:
+    """Count the run among those of the day, if it still may run."""
+    for _ in range(MAX_RACES):
+        again = judge(worker, found, interrupted)
+        if isinstance(again, Ending):
+            return again
+        if not has_budget(worker.policy.current().policy) or worker.day_runs.add(found.task.user, found.task.id):
+            return terms
+    raise StoreError("the runs of today cannot be counted", hint=f"look at {layout.days_of(worker.registry.me)} in the registry")
 
 
 def _record(worker: Worker, found: AuthenticTask, step: Terms | Ending) -> None:

@@ -6,7 +6,8 @@ words, too. It waits in clear in a private folder of the worker that ran it, nev
 binds the answer to these very files, and they are measured once more while they are sealed.
 
 The answer comes as a note (`ptm.node.decisions` writes it). Withheld as a whole, the run ends `rejected` with the person's
-reason; single files withheld are left out. A cancel or a time-out ends the wait, and the files are removed."""
+reason. A release names the files that leave; those that were withheld here, or in any note that was ever seen here, stay
+nevertheless. A cancel or a time-out ends the wait, and the files are removed."""
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from ptm import layout
 from ptm.envelope import load
-from ptm.errors import VerificationError
+from ptm.errors import NotFound, TooLarge, VerificationError
 from ptm.files import sync_folder
-from ptm.model import LOG_NAME, Decision, FinalState, Task
+from ptm.model import LOG_NAME, MAX_FILES, Decision, FileName, FinalState, Frozen, Result, Task
 from ptm.node.checks import check_outputs, for_the_researcher
 from ptm.node.execute import clear
 from ptm.node.spool import NOTHING, Leaving, RunFolder
@@ -127,28 +132,48 @@ def look(worker: Worker, row: RunRow, task: Task, terms: Terms, interrupted: Ask
         return Verdict(_without_content(held, terms, "canceled", f"canceled by {task.user} while it waited for release"))
     record = worker.registry.record(worker.registry.me, row.task)
     if record.finished:
+        _check_result(worker.registry, row)
         return Verdict(_without_content(held, terms, "failed", "another worker's result was committed first"))
     asked = _question(record, row, held)
     if asked is None:
         _ask(worker, row, held)
         return None
-    withheld = _withheld_so_far(worker, row.task, record, asked)
+    withheld = _withheld_so_far(worker.registry, row.task, record, asked)
     answer = record.answer(asked)
     if answer is not None:
-        return _answered(worker, row, terms, held, answer, record.partial(asked), withheld)
+        decided = decisions([*record.partial(asked), answer])
+        _record(worker, row, held, decided)
+        if answer.what == "withheld":
+            return Verdict(_without_content(held, terms, "rejected", withheld_reason(answer), decided))
+        named = [released_names(worker.registry, note) for note in record.answers(asked)]
+        return _released(worker, row, terms, held, decided, frozenset.intersection(*named) - withheld)
     limit = terms.release_timeout_s
     if limit is not None and now_utc() - held.since >= timedelta(seconds=limit):
         return Verdict(_without_content(held, terms, "rejected", f"nobody at the site released it in {in_words(limit)}"))
     return None
 
 
-def _withheld_so_far(worker: Worker, task: str, record: RunRecord, asked: Note) -> frozenset[str]:
+def _check_result(registry: Registry, row: RunRow) -> None:
+    """What is held is given up only for a result that is this run's own: anybody who can write to the bucket can plant one."""
+    try:
+        result = registry.read_own(layout.result(registry.me, row.task), Result)
+        own = (result.task, result.task_sha256) == (row.task, row.task_sha256)
+    except (VerificationError, NotFound, TooLarge):
+        own = False
+    if not own:
+        raise VerificationError(
+            f"task {row.task}: the registry holds a result that this site did not give to it; somebody tampers with the bucket",
+            hint="what is held is kept; have that object removed",
+        )
+
+
+def _withheld_so_far(registry: Registry, task: str, record: RunRecord, asked: Note) -> frozenset[str]:
     """The files withheld, remembered here from the moment they are seen: hiding the note later lets nothing out."""
-    kept: list[str] = json.loads(worker.state.recall(task, "withheld") or "[]")
-    told = [note for note in (*record.partial(asked), *record.answers(asked)) if note.details]
-    together = frozenset(kept).union(*(withheld_names(worker.registry, note) for note in told))
-    if together != frozenset(kept):
-        worker.state.remember(task, "withheld", json.dumps(sorted(together)))
+    folder = RunFolder(registry.home, task)
+    kept = folder.kept_back()
+    together = kept.union(*(withheld_names(registry, note) for note in record.partial(asked)))
+    if together != kept:
+        folder.keep_back(together - kept)
     return together
 
 
@@ -158,17 +183,11 @@ def _question(record: RunRecord, row: RunRow, held: HeldRun) -> Note | None:
     return next((note for note in asked if note.held_sha256 == held.listing.sha256), None)
 
 
-def _answered(
-    worker: Worker,
-    row: RunRow,
-    terms: Terms,
-    held: HeldRun,
-    answer: Note,
-    partial: tuple[Note, ...],
-    withheld: frozenset[str],
-) -> Verdict:
-    decided = decisions([*partial, answer])
-    for decision in decided:
+def _record(worker: Worker, row: RunRow, held: HeldRun, decided: tuple[Decision, ...]) -> None:
+    """Each decision is on record once, however often what it says has to be tried."""
+    known: list[str] = json.loads(worker.state.recall(row.task, "decided") or "[]")
+    new = [decision for decision in decided if decision.model_dump_json() not in known]
+    for decision in new:
         worker.audit.record(
             decision.what,
             row.task,
@@ -178,10 +197,15 @@ def _answered(
             held_sha256=held.listing.sha256,
             user=row.user,
         )
-    if answer.what == "withheld":
-        return Verdict(_without_content(held, terms, "rejected", withheld_reason(answer), decided))
+    if new:
+        worker.state.remember(row.task, "decided", json.dumps([*known, *(decision.model_dump_json() for decision in new)]))
+
+
+def _released(
+    worker: Worker, row: RunRow, terms: Terms, held: HeldRun, decided: tuple[Decision, ...], leaving: frozenset[str]
+) -> Verdict:
     folder = RunFolder(worker.registry.home, row.task).held
-    names = [file.name for file in held.listing.files if file.name not in withheld]
+    names = [file.name for file in held.listing.files if file.name in leaving]
     outputs = tuple(folder / name for name in names if name != LOG_NAME)
     kept = folder / LOG_NAME if LOG_NAME in names else None
     ending = Ending(
@@ -236,7 +260,13 @@ def _without_content(held: HeldRun, terms: Terms, state: FinalState, reason: str
 # what travels in notes, for the site itself only
 
 
-def seal_details(registry: Registry, details: HeldList | WithheldFiles) -> str:
+class ReleasedFiles(Frozen):
+    """The names of the files that a release lets out. There may be none: how the run ended is let out, too."""
+
+    names: Annotated[tuple[FileName, ...], Field(max_length=MAX_FILES + 1)] = ()
+
+
+def seal_details(registry: Registry, details: HeldList | WithheldFiles | ReleasedFiles) -> str:
     """As age ciphertext in base64, to this site's own key: names and findings are nobody else's business."""
     own = str(registry.keys.identity.to_public())
     return base64.b64encode(seal_bytes(details.model_dump_json().encode(), [own])).decode()
@@ -253,3 +283,8 @@ def held_list(registry: Registry, asked: Note) -> HeldList:
 def withheld_names(registry: Registry, note: Note) -> tuple[str, ...]:
     raw = unseal_bytes(base64.b64decode(note.details or ""), registry.keys.identity, MAX_DETAILS)
     return load(WithheldFiles, raw).names
+
+
+def released_names(registry: Registry, note: Note) -> frozenset[str]:
+    raw = unseal_bytes(base64.b64decode(note.details or ""), registry.keys.identity, MAX_DETAILS)
+    return frozenset(load(ReleasedFiles, raw).names)

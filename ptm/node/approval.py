@@ -10,7 +10,8 @@ import logging
 from datetime import datetime, timedelta
 
 from ptm.errors import RunnerError
-from ptm.model import Decision
+from ptm.model import Decision, format_time
+from ptm.node.firstuse import withdrawals
 from ptm.node.policy import Allowed
 from ptm.node.terms import Terms, in_words, make_terms
 from ptm.node.verify import AuthenticTask
@@ -66,10 +67,20 @@ def _ask(worker: Worker, found: AuthenticTask, allowed: Allowed, interrupted: As
         first_use=allowed.approval == "first-use",
         created=now_utc(),
     )
-    worker.audit.record("approval-asked", task.id, user=task.user, image=task.image, image_digest=digest, rule=allowed.rule)
+    if allowed.approval == "first-use":
+        _record_withdrawal(worker, task.id, digest)
+    worker.audit.record_once("approval-asked", task.id, user=task.user, image=task.image, image_digest=digest, rule=allowed.rule)
     worker.registry.write_note(note)
     log.info("task %s of %s: waits for approval (`ptm node pending`)", task.id, task.user)
     return None
+
+
+def _record_withdrawal(worker: Worker, task: str, digest: str) -> None:
+    """Why an image that was approved once is asked about again."""
+    for taken in withdrawals(worker.registry, digest)[-1:]:
+        worker.audit.record_once(
+            "image-unapproved", task, image_digest=digest, by=taken.by, reason=taken.reason, time=format_time(taken.created)
+        )
 
 
 def _first_use(worker: Worker, allowed: Allowed, digest: str) -> Terms | None:
@@ -91,7 +102,7 @@ def _close(worker: Worker, asked: Note, given: Decision) -> None:
 
 def _answered(worker: Worker, allowed: Allowed, answer: Note) -> Terms | Ending:
     decided = decisions([answer])
-    worker.audit.record(
+    worker.audit.record_once(
         answer.what, answer.task, by=answer.by, reason=answer.reason, image_digest=answer.image_digest, user=answer.user
     )
     if answer.what == "approved":

@@ -25,6 +25,7 @@ MAX_JSON_BYTES = 32 * MIB
 MAX_FINDINGS = 50
 """Enough for a person to see what is wrong; the rest is only counted."""
 MAX_DEPTH = 100
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d{1,40},\d{1,40}\s*", re.ASCII)
 _NUMBER = re.compile(r"\s*[+]?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?\s*", re.ASCII)
 _DELIMITERS = ",;\t|"
 Cells = Iterator[tuple[str, object]]
@@ -111,7 +112,8 @@ def _whole(value: object) -> int | None:
 
 
 def _csv(path: Path) -> Cells:
-    """Every cell, and of a cell with blanks in it every word too: tables are written with blanks between columns as well."""
+    """Every cell, and what stands in it between the other delimiters: a title above the table can hide which one it uses. If the
+    first line has none, blanks are one as well."""
     with path.open(encoding="utf-8-sig", errors="strict", newline="") as file:
         start = file.readline(64 * 1024)
         file.seek(0)
@@ -120,14 +122,20 @@ def _csv(path: Path) -> Cells:
             for column, cell in enumerate(cells, 1):
                 if "\0" in cell:
                     raise ValueError("not text")
-                for part in [cell] if delimiter in start else cell.split():
-                    yield f"row {row}, column {column}", part
+                for part in _parts(cell) if delimiter in start else re.split(r"[\s,;|]+", cell):
+                    yield f"row {row}, column {column}", part.strip("\"' ")
+
+
+def _parts(cell: str) -> list[str]:
+    if _DECIMAL_COMMA.fullmatch(cell):
+        return [cell.replace(",", ".")]
+    return re.split("[,;\t|]", cell)
 
 
 def _json(path: Path) -> Cells:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError("too large")
-    yield from _inside(json.loads(path.read_bytes()), "", 0)
+    yield from _inside(json.loads(path.read_bytes(), object_pairs_hook=_Pairs), "", 0)
 
 
 def _json_lines(path: Path) -> Cells:
@@ -136,14 +144,18 @@ def _json_lines(path: Path) -> Cells:
             if len(line) > MAX_JSON_BYTES:
                 raise ValueError("too large")
             if line.strip():
-                yield from _inside(json.loads(line), f"line {number}", 0)
+                yield from _inside(json.loads(line, object_pairs_hook=_Pairs), f"line {number}", 0)
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object of JSON as it is written: a name that stands in it twice has two values."""
 
 
 def _inside(value: object, where: str, depth: int) -> Cells:
     if depth > MAX_DEPTH:
         raise ValueError("too deep")
-    if isinstance(value, dict):
-        for key, below in value.items():
+    if isinstance(value, _Pairs):
+        for key, below in value:
             yield from _inside(below, f"{where}.{shown(key)[1:-1]}"[:200], depth + 1)
     elif isinstance(value, list):
         for index, below in enumerate(value):

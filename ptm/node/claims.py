@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from ptm import layout
 from ptm.errors import NotFound, VerificationError
-from ptm.model import Claim, Heartbeat
 from ptm.registry import Registry
+from ptm.workers import Claim, Heartbeat
 
 MAX_EPOCH = 9999
 

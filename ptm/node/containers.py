@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ptm.image import ImageRef
 from ptm.model import DataUse
 from ptm.node import sandbox
 from ptm.node.contract import OUTPUT_DIR, ROOT, exit_reason
+from ptm.node.diskroom import shortage
 from ptm.node.docker import PATIENCE_S, SEE_LOG, Conflict, Engine, EngineAway, EngineRefused, Missing, parse_time, patiently
 from ptm.node.imagestore import Images
 from ptm.node.outputs import input_tar, scratch_tar, take_tar, write_log
@@ -53,6 +55,7 @@ class DockerRunner:
         self._config, self._registry, self._site, self._home = config, registry, site, home
         self._user = _user(config.run_as)
         self._engine = Engine()
+        self._root: Path | None = None
         self._images = Images(self._engine, config, home)
         self._sidecars = Sidecars(self._engine, self._images, config, home, self._user)
 
@@ -74,7 +77,10 @@ class DockerRunner:
             self._images.sweep(datetime.now(UTC))
             for handle in self._engine.labelled(f"ptm.worker={self._config.worker}"):
                 with suppress(Missing):
-                    names = self._names(self._engine.inspect(handle)["Config"]["Labels"].get("ptm.task", ""))
+                    found = self._engine.inspect(handle)
+                    names = self._names(found["Config"]["Labels"].get("ptm.task", ""))
+                    if found["Name"].lstrip("/") not in (names.run, names.gateway):
+                        continue  # not one that this node made: an image started by hand brings its labels along
                     if names.task not in keep and not self._is_running(names.run):
                         log.info("task %s: nobody needs its container any more; removed", names.task)
                         self._remove_both(names, names.run)
@@ -141,8 +147,13 @@ class DockerRunner:
                     return self._kill(handle, "canceled", why)
                 found = self._engine.inspect(handle)
                 state = found["State"]
+                labels = found["Config"]["Labels"]
+                too_much = self._sidecars.over_budget(self._names(labels["ptm.task"]), labels)
                 if not state["Running"]:
-                    return _ended(state, limits)
+                    return replace(_ended(state, limits), reason=too_much) if too_much else _ended(state, limits)
+                too_much = too_much or self._shortage()
+                if too_much:
+                    return self._kill(handle, too_much)
                 if deadline is None:
                     deadline = time.monotonic() + limits.time_s - self._elapsed(state)
                 if time.monotonic() >= deadline:
@@ -163,6 +174,11 @@ class DockerRunner:
                     raise
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
+
+    def _shortage(self) -> str | None:
+        if self._root is None:
+            self._root = self._engine.root()
+        return shortage(self._root, self._config.keep_free_gb)
 
     def _written(self, handle: str, found: State) -> int:
         """Bytes in the container's own layer and in its volumes, those that the image declares among them."""
@@ -249,6 +265,11 @@ def _start_trouble(error: EngineRefused, spec: RunSpec) -> RunnerError:
         return RunnerError(TAKEN, hint=TAKEN_HINT)
     log.warning("task %s: the container could not be started: %s", spec.task, error.said)
     said = error.said
+    if spec.gpus and any(word in said.lower() for word in ("device driver", "gpu", "nvidia", "cdi device")):
+        return RunnerError(
+            f"the site's container engine could not give {spec.gpus} GPU(s)",
+            hint="ask the site how many it has, or put the task again without --gpus",
+        )
     if "executable file not found" in said or "exec:" in said or "exec format error" in said:
         return RunnerError(
             "the image's command cannot be started", hint="the command is not in the image, or may not be executed"

@@ -3,16 +3,20 @@ stewards' page call this.
 
 Works beside a running node and on any machine of the site that has its keys: questions and answers are notes in the registry
 (`ptm.notes`). Only the held files themselves lie with the worker that ran them; where they are here, a release first checks that
-they are still what was asked about. Giving the same answer twice is no error; another answer than was given is one, and so is an
-answer nobody waits for.
+they are still what was asked about, and a withholding is remembered beside them. Giving the same answer twice is no error;
+another answer than was given is one, and so is an answer nobody waits for. One answer can be taken back: a release, by
+withholding all, as long as the registry has no result. So somebody can end what a worker that is gone for good would never send.
 
 What it does not do: act on a decision (`ptm.node.approval`, `ptm.node.airlock`), or write the audit log, which is the node's."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +28,7 @@ from ptm.errors import DigestMismatch, NotFound, PtmError, TooLarge, TrustError,
 from ptm.files import private_folder
 from ptm.layout import QueueEntry
 from ptm.model import Decided, Decision, Task
-from ptm.node.airlock import held_list, seal_details, withheld_names
+from ptm.node.airlock import ReleasedFiles, held_list, seal_details, withheld_names
 from ptm.node.delivery import place_of
 from ptm.node.spool import RunFolder
 from ptm.node.stage import open_inputs
@@ -32,24 +36,28 @@ from ptm.node.terms import HeldList, WithheldFiles, list_files
 from ptm.node.verify import authenticate
 from ptm.notes import ImageApproval, Note, RunRecord, decisions
 from ptm.registry import Registry, now_utc
+from ptm.tasks import PARALLEL
 
 log = logging.getLogger("ptm.node")
+MAX_LOOKED = 2000
+"""No more tasks of the queue than this are looked at for `pending`."""
 SEE_PENDING = "`ptm node pending` shows what waits"
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """One run that a person is waited for, or data (`what` is `data`, and `asked.reason` says which). `bound_to` is what an
-    answer is bound to: the image's digest, or that of the held files' list. `held` is there for a release; `folder`, if its files
-    lie in this home. `organisation`: the researcher's."""
+    """One run that a person is waited for, or data (`what` is `data`, and `asked.reason` says which), or that was released and
+    waits for the worker that has its files (`what` is `worker`, and `released` the answer). `held` is there for a release and
+    for the last of these; `folder`, if its files lie in this home. `organisation`: the researcher's."""
 
     task: Task
     organisation: str
-    what: Literal["approval", "release", "data"]
+    what: Literal["approval", "release", "data", "worker"]
     asked: Note
     held: HeldList | None = None
     folder: Path | None = None
     withheld: tuple[str, ...] = ()
+    released: Note | None = None
 
     @property
     def outputs_to(self) -> str:
@@ -58,7 +66,11 @@ class Waiting:
 
     @property
     def bound_to(self) -> str:
-        return str((self.asked.image_digest if self.what == "approval" else self.asked.held_sha256) or "")
+        """The image's digest, or that of the list of the held files that a release would let out (with the list's salt)."""
+        if self.held is None:
+            return str(self.asked.image_digest or "")
+        leaving = tuple(file for file in self.held.files if file.name not in self.withheld)
+        return self.held.model_copy(update={"files": leaving}).sha256
 
     @property
     def seen(self) -> str:
@@ -67,23 +79,41 @@ class Waiting:
 
 
 def pending(registry: Registry) -> list[Waiting]:
-    """Everything that waits for a person or for data, oldest question first. One listing of the queue, and of each run in it."""
-    found: dict[tuple[str, str], Waiting] = {}
-    for user, task in _candidates(registry):
-        try:
-            waiting = _waiting(registry, user, task, registry.record(registry.me, task))
-        except TrustError:
-            raise
-        except VerificationError as e:
-            log.warning("task %s of %s: %s", task, user, e)
-            continue
-        if waiting is not None:
-            found[user, task] = waiting
-    return sorted(found.values(), key=lambda waiting: (waiting.asked.created, waiting.task.id))
+    """Everything that waits for a person or for data, oldest question first, and what was released and did not leave yet. One
+    listing of the queue, and of each run in it; of more than `MAX_LOOKED`, each researcher gets the same share."""
+    candidates = list(dict.fromkeys(_candidates(registry)))
+    if len(candidates) > MAX_LOOKED:
+        log.warning("only %d of %d tasks in the queue were looked at", MAX_LOOKED, len(candidates))
+        candidates = _shares(candidates)[:MAX_LOOKED]
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        found = [waiting for waiting in pool.map(partial(_look, registry), candidates) if waiting is not None]
+    return sorted(found, key=lambda waiting: (waiting.asked.created, waiting.task.id))
+
+
+def _shares(candidates: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first of each researcher, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    places = []
+    for user, task in sorted(candidates, key=lambda found: found[1]):
+        places.append((seen[user], task, user))
+        seen[user] += 1
+    return [(user, task) for _, task, user in sorted(places)]
+
+
+def _look(registry: Registry, of: tuple[str, str]) -> Waiting | None:
+    user, task = of
+    try:
+        return _waiting(registry, user, task, registry.record(registry.me, task))
+    except TrustError:
+        raise
+    except VerificationError as e:
+        log.warning("task %s of %s: %s", task, user, e)
+        return None
 
 
 def find(registry: Registry, task_id: str) -> Waiting:
-    """The one run of this task that waits. `UsageError` if none does, saying what became of it."""
+    """The one run of this task that waits (for a person, or for its worker). `UsageError` if none does, saying what became of
+    it."""
     record = registry.record(registry.me, task_id)
     for user in dict.fromkeys(note.user for note in record.notes):
         waiting = _waiting(registry, user, task_id, record)
@@ -93,10 +123,16 @@ def find(registry: Registry, task_id: str) -> Waiting:
 
 
 def write_inputs(registry: Registry, waiting: Waiting, folder: Path) -> list[Path]:
-    """Decrypt the task's inputs into a new private folder, for the person to read."""
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", hint="give a folder that is not there yet")
-    private_folder(folder)
+    """Decrypt the task's inputs into a new private folder, for the person to read. A folder that is there already may be
+    somebody else's, who would read along."""
+    if not folder.parent.exists():
+        private_folder(folder.parent)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError as e:
+        raise UsageError(f"{folder} is there already", hint="give a folder that is not there yet") from e
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be made: {e.strerror}", hint="give a folder in a place of your own") from e
     open_inputs(registry, waiting.task, folder)
     return sorted(folder.iterdir())
 
@@ -132,41 +168,66 @@ def _decide(
     if asked is None or record.finished:
         raise _nothing_waits(registry, task_id, record)
     answer = record.answer(asked)
-    if answer is not None:
-        return _again(task_id, what, files, answer)
+    if answer is not None and (answer.what, what, files) != ("released", "withheld", ()):
+        return _again(registry, task_id, what, files, asked, answer)
     waiting = find(registry, task_id)
     if waiting.asked.what != asked.what:
         raise _nothing_waits(registry, task_id, record)
+    if files and set(files) <= _noted(registry, record, waiting.asked):
+        return decisions(record.partial(waiting.asked))[-1]
     if expect not in (None, waiting.bound_to, waiting.seen):
         raise DigestMismatch(f"what waits now is not what was looked at ({waiting.bound_to})", hint="look at it again")
-    if waiting.what == "release":
+    if what == "released" or files:
         _check_held(waiting, files)
-    if files and set(files) <= set(waiting.withheld):
-        return decisions(record.partial(waiting.asked))[-1]
-    note = _note(registry, waiting, what, by, reason, files or (waiting.withheld if what == "released" else ()))
+    note = _note(registry, waiting, what, by, reason, files)
     registry.write_note(note)
     decision = _check_it_counts(registry, task_id, note)
+    if what == "withheld":
+        _remember(registry, waiting, files)
     if what == "approved" and asked.first_use:
-        registry.approve_image(_image_approval(registry, waiting, note))
+        registry.approve_image(_image_approval(registry, waiting.task.image, note))
     return decision
+
+
+def _remember(registry: Registry, waiting: Waiting, files: tuple[str, ...]) -> None:
+    """Beside the held files, where they lie in this home: then a note that is hidden later lets nothing out."""
+    assert waiting.held is not None
+    if waiting.folder is None:
+        return
+    try:
+        RunFolder(registry.home, waiting.task.id).keep_back(files or [file.name for file in waiting.held.files])
+    except OSError as e:
+        raise PtmError(
+            f"withheld, but that could not be remembered beside the files: {e.strerror}",
+            hint="look at the disk; withhold the run",
+        ) from e
+
+
+def _noted(registry: Registry, record: RunRecord, asked: Note) -> set[str]:
+    return {name for note in record.partial(asked) for name in withheld_names(registry, note)}
 
 
 def _question(record: RunRecord, what: Decided) -> Note | None:
     return record.asked("awaiting-approval" if what in ("approved", "denied") else "awaiting-release")
 
 
-def _again(task_id: str, what: Decided, files: tuple[str, ...], answer: Note) -> Decision:
-    """The same answer again changes nothing; another is too late."""
+def _again(registry: Registry, task_id: str, what: Decided, files: tuple[str, ...], asked: Note, answer: Note) -> Decision:
+    """The same answer again changes nothing, but for what a crash cut short; another is too late."""
     if answer.what == what and not files:
+        if what == "approved" and asked.first_use:
+            registry.approve_image(_image_approval(registry, _task_of(registry, asked)[0].image, answer))
         return decisions([answer])[0]
     raise UsageError(
         f"task {task_id} was {answer.what} already, by {answer.by} at {answer.created:%Y-%m-%d %H:%M} UTC",
-        hint="a decision stands",
+        hint="withholding all of it counts as long as there is no result" if answer.what == "released" else "a decision stands",
     )
 
 
 def _note(registry: Registry, waiting: Waiting, what: Decided, by: str, reason: str, files: tuple[str, ...]) -> Note:
     asked = waiting.asked
+    details: WithheldFiles | ReleasedFiles | None = WithheldFiles(names=files) if files else None
+    if what == "released" and waiting.held is not None:
+        details = ReleasedFiles(names=tuple(file.name for file in waiting.held.files if file.name not in waiting.withheld))
     try:
         return Note(
             registry=registry.id,
@@ -179,20 +240,20 @@ def _note(registry: Registry, waiting: Waiting, what: Decided, by: str, reason: 
             held_sha256=asked.held_sha256,
             by=by,
             reason=reason,
-            files=len(files) or None if what == "withheld" else None,
-            details=seal_details(registry, WithheldFiles(names=files)) if files else None,
+            files=len(files) or None,
+            details=None if details is None else seal_details(registry, details),
             created=now_utc(),
         )
     except ValidationError as e:
         raise UsageError(f"the decision is not well-formed: {complaint(e)}", hint="--by NAME and --reason TEXT") from e
 
 
-def _image_approval(registry: Registry, waiting: Waiting, note: Note) -> ImageApproval:
+def _image_approval(registry: Registry, image: str, note: Note) -> ImageApproval:
     return ImageApproval(
         registry=registry.id,
         site=registry.me,
-        image=waiting.task.image,
-        image_digest=waiting.bound_to,
+        image=image,
+        image_digest=str(note.image_digest),
         by=str(note.by),
         reason=note.reason,
         created=note.created,
@@ -219,13 +280,15 @@ def _check_held(waiting: Waiting, files: tuple[str, ...]) -> None:
 
 
 def _check_it_counts(registry: Registry, task_id: str, note: Note) -> Decision:
-    """Somebody may have decided otherwise in the same moment; a no counts more than a yes."""
+    """Somebody may have decided otherwise in the same moment; a no counts more than a yes, if it came before the result."""
     own = decisions([note])[0]
     record = registry.record(registry.me, task_id)
     asked = _question(record, own.what)
     if note.files is not None and (asked is None or note not in record.partial(asked)):
         raise PtmError("the withholding is not to be seen in the registry", hint="somebody hides notes; withhold the whole run")
-    answer = record.answer(asked) if asked is not None and note.files is None else None
+    if record.finished and own.what in ("denied", "withheld"):
+        raise PtmError(f"this came too late: task {task_id} has a result already", hint="what it let out is with the researcher")
+    answer = record.answer(asked) if asked is not None else None
     if answer is not None and answer.what != note.what:
         raise PtmError(
             f"task {task_id} was {answer.what} in the same moment by {answer.by}, and that counts", hint="talk to them"
@@ -245,7 +308,9 @@ def _candidates(registry: Registry) -> Iterator[tuple[str, str]]:
 
 def _waiting(registry: Registry, user: str, task_id: str, record: RunRecord) -> Waiting | None:
     own = RunRecord(record.claimed, record.finished, tuple(note for note in record.notes if note.user == user))
-    asked = own.open() or own.waiting_data()
+    asked, answer = own.open() or own.waiting_data(), None
+    if asked is None:
+        asked, answer = own.released() or (None, None)
     if asked is None:
         return None
     task, organisation = _task_of(registry, asked)
@@ -253,9 +318,10 @@ def _waiting(registry: Registry, user: str, task_id: str, record: RunRecord) -> 
         return Waiting(task, organisation, "data", asked)
     if asked.what == "awaiting-approval":
         return Waiting(task, organisation, "approval", asked)
-    held, folder = held_list(registry, asked), RunFolder(registry.home, task_id).held
-    names = tuple(name for note in own.partial(asked) for name in withheld_names(registry, note))
-    return Waiting(task, organisation, "release", asked, held, folder if folder.is_dir() else None, names)
+    held, folder = held_list(registry, asked), RunFolder(registry.home, task_id)
+    names = tuple(sorted(_noted(registry, own, asked) | folder.kept_back()))
+    what: Literal["release", "worker"] = "release" if answer is None else "worker"
+    return Waiting(task, organisation, what, asked, held, folder.held if folder.held.is_dir() else None, names, answer)
 
 
 def _task_of(registry: Registry, asked: Note) -> tuple[Task, str]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -82,6 +83,11 @@ class Engine:
         with self._calls("tell the time") as api:
             return parse_time(str(api.info().get("SystemTime", ""))) or datetime.now(UTC)
 
+    def root(self) -> Path:
+        """The folder, on the engine's machine, that holds its containers and volumes."""
+        with self._calls("say where its files are") as api:
+            return Path(str(api.info().get("DockerRootDir") or "/"))
+
     def image(self, reference: str) -> dict[str, Any]:
         with self._calls("look up an image") as api:
             return dict(api.inspect_image(reference))  # type: ignore[no-untyped-call]
@@ -125,8 +131,12 @@ class Engine:
 
     def kill(self, handle: str) -> None:
         """No error if it does not run (any more)."""
-        with contextlib.suppress(Conflict), self._calls("kill a container") as api:
-            api.kill(handle)
+        try:
+            with self._calls("kill a container") as api:
+                api.kill(handle)
+        except EngineRefused:  # Docker calls it a conflict, Podman a fault of its own
+            if self.inspect(handle)["State"]["Running"]:
+                raise
 
     def log(self, handle: str, take: Callable[[Iterator[bytes]], T]) -> T:
         """Give stdout and stderr to `take`, which need not read all."""

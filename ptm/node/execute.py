@@ -133,6 +133,7 @@ def _spec(worker: Worker, row: RunRow, task: Task, terms: Terms, inputs: Path) -
         inputs=inputs,
         data={name: worker.config.data[name] for name in terms.data},
         limits=terms.limits,
+        gpus=task.resources.gpus or 0,
     )
 
 

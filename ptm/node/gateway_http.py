@@ -14,15 +14,18 @@ import asyncio
 import re
 import socket
 import ssl
+import unicodedata
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlencode
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from yarl import URL
 
-from ptm.config import HttpSource, SparqlSource
+from ptm.config import MAX_PATH, HttpSource, SparqlSource
+from ptm.node.budget import OverBudget, check_budget
 from ptm.node.credentials import authorization
 from ptm.node.meter import Meter
 from ptm.node.quiet import http_log, warn
@@ -31,6 +34,9 @@ from ptm.node.sparql import objection
 CHUNK = 64 * 1024
 MIB = 1024 * 1024
 CONNECT_S = 10
+LARGE = 256 * 1024
+MAX_LARGE = 2
+"""So many requests with a body above `LARGE`, at once and from one source: a body is held in memory, several times over."""
 LEAST_SECRET = 8
 """A shorter secret is not looked for in answers: it would be found by chance."""
 FORM = "application/x-www-form-urlencoded"
@@ -46,7 +52,8 @@ _ASK_HEADERS = (
 _ANSWER_HEADERS = (
     *("Content-Type", "Content-Encoding", "Content-Language", "Content-Length", "ETag", "Last-Modified", "Retry-After"),
 )
-_TRICKS = re.compile(r"%(?:2e|2f|5c|25|00|3b)|[\\;]|//|[^\x21-\x7e]", re.IGNORECASE)
+_TRICKS = re.compile(r"%(?:[01].|2e|2f|5c|25|3b|7f|(?![0-9a-f]{2}))|[\\;]|//|[^\x21-\x7e]", re.IGNORECASE)
+_SEPARATORS = frozenset("/\\.;%?#")
 
 
 class Refusal(Exception):
@@ -134,7 +141,7 @@ class HttpRules:
     async def judge(self, request: web.Request) -> Question:
         path = request.rel_url.raw_path
         rest = path.removeprefix(self._base)
-        inside = path.startswith(self._base) and (not rest or rest.startswith("/"))
+        inside = path.startswith(self._base) and (not rest or rest.startswith("/")) and len(path) <= MAX_PATH
         if not inside or _TRICKS.search(path) or {".", ".."} & set(path.split("/")) or not self._listed(rest):
             raise Refusal(404, "this gateway does not lead there")
         if request.method not in self._source.methods:
@@ -153,8 +160,14 @@ class HttpRules:
         return Question(request.method, target, request.headers.get("Content-Type"), body or None)
 
     def _listed(self, rest: str) -> bool:
-        decoded = unquote(rest, errors="replace")
-        return decoded.isprintable() and any(pattern.fullmatch(decoded) for pattern in self._paths)
+        """By what the path means, read in the one way that no server can read otherwise."""
+        try:
+            decoded = unquote(rest, errors="strict")
+        except UnicodeDecodeError:
+            return False
+        climbs = any(part and not part.strip(". ") for part in decoded.split("/"))
+        turns = any(not c.isascii() and _SEPARATORS & set(unicodedata.normalize("NFKC", c)) for c in decoded)
+        return decoded.isprintable() and not climbs and not turns and any(p.fullmatch(decoded) for p in self._paths)
 
 
 class Site:
@@ -167,6 +180,7 @@ class Site:
         self._secrets = tuple(secret.encode() for secret in secrets if len(secret) >= LEAST_SECRET)
         self._session: ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._large = asyncio.Semaphore(MAX_LARGE)
 
     async def listen(self, listener: socket.socket) -> None:
         trust = ssl.create_default_context(cafile=self._source.ca_file)
@@ -174,6 +188,7 @@ class Site:
             connector=TCPConnector(limit=16, ssl=trust),
             timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
             auto_decompress=False,
+            cookie_jar=DummyCookieJar(),
             trust_env=False,
         )
         app = web.Application(client_max_size=self._source.request_mb * MIB)
@@ -193,9 +208,13 @@ class Site:
         try:
             if "Content-Encoding" in request.headers:
                 raise Refusal(415, "this gateway takes no packed requests")
-            return await self._ask(request, await self._rules.judge(request))
+            check_budget(self._meter, self._name, self._source)
+            async with self._large if _is_large(request) else nullcontext():
+                return await self._ask(request, await self._rules.judge(request))
         except Refusal as e:
             return web.Response(status=e.status, text=f"{e}\n", headers=e.headers)
+        except OverBudget as e:
+            return web.Response(status=403, text=f"{e}\n")
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=413, text=f"a request may have {self._source.request_mb} MB\n")
         except (ClientError, TimeoutError, OSError) as e:
@@ -242,8 +261,9 @@ class Site:
                 if room < 0:
                     raise Refusal(502, f"an answer of more than {self._source.answer_mb} MB")
                 self._meter.add(self._name, bytes_out=len(chunk))
+                check_budget(self._meter, self._name, self._source)
                 await answer.write(chunk)
-        except (Refusal, ClientError, TimeoutError, OSError) as e:
+        except (Refusal, OverBudget, ClientError, TimeoutError, OSError) as e:
             warn("data source %s: the answer was broken off: %s", self._name, e or type(e).__name__)
             if request.transport is not None:  # the container must see that this was not the whole answer
                 request.transport.abort()
@@ -268,6 +288,11 @@ async def serve_http(listener: socket.socket, name: str, source: SparqlSource | 
     site = Site(name, source, meter)
     await site.listen(listener)
     return site
+
+
+def _is_large(request: web.Request) -> bool:
+    size = request.content_length
+    return request.body_exists and (size is None or size > LARGE)
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -28,6 +28,8 @@ MAX_MESSAGE = 64 * 1024
 MAX_STEPS = 16
 MAX_GREETINGS = 64
 CONNECT_S = 10
+MAX_ITERATIONS = 1_000_000
+"""Of SCRAM. PostgreSQL's own number is 4096; the server names it, and the node has to do the work."""
 SCRAM = "SCRAM-SHA-256"
 SETTINGS = frozenset(
     {"application_name", "client_encoding", "datestyle", "extra_float_digits", "intervalstyle", "search_path", "timezone"}
@@ -102,7 +104,7 @@ class Postgres:
             if step == 0:
                 scram.check_ended()
                 return
-            answer = self._clear_password() if step == 3 else scram.answer(step, body[4:])
+            answer = self._clear_password() if step == 3 else await asyncio.to_thread(scram.answer, step, body[4:])
             if answer is not None:
                 writer.write(_message(b"p", answer))
         raise LoginFailed("the server does not come to an end with the login")
@@ -136,6 +138,8 @@ class _Scram:
             return SCRAM.encode() + b"\0" + struct.pack("!I", len(first)) + first
         if step == 11 and self._client is not None:
             self._client.set_server_first(data.decode())
+            if int(self._client.iterations) > MAX_ITERATIONS:
+                raise LoginFailed(f"the server wants more than {MAX_ITERATIONS} rounds of SCRAM")
             return str(self._client.get_client_final()).encode()
         if step == 12 and self._client is not None:
             self._client.set_server_final(data.decode())

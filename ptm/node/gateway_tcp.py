@@ -11,6 +11,7 @@ import socket
 from contextlib import suppress
 
 from ptm.config import PostgresSource, TcpSource
+from ptm.node.budget import OverBudget, check_budget
 from ptm.node.gateway_postgres import CONNECT_S, LoginFailed, Postgres
 from ptm.node.meter import Meter
 from ptm.node.quiet import warn
@@ -49,10 +50,11 @@ class TcpSite:
         self._connections.add(task)
         self._meter.add(self._name, requests=1)
         try:
+            check_budget(self._meter, self._name, self._source)
             await self._serve((reader, writer))
         except asyncio.CancelledError:
             writer.transport.abort()
-        except LoginFailed as e:
+        except (LoginFailed, OverBudget) as e:
             warn("data source %s: %s", self._name, e)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
             warn("the data source %s does not answer: %s", self._name, e or type(e).__name__)
@@ -80,7 +82,7 @@ class TcpSite:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._copy(inside[0], outside[1], self._source.request_mb, "bytes_in"))
                 group.create_task(self._copy(outside[0], inside[1], self._source.answer_mb, "bytes_out"))
-        except* (OSError, TimeoutError) as e:
+        except* (OSError, TimeoutError, OverBudget) as e:
             warn("data source %s: the connection was broken off: %s", self._name, e.exceptions[0])
             inside[1].transport.abort()
             outside[1].transport.abort()
@@ -92,6 +94,7 @@ class TcpSite:
             if room < 0:
                 raise ConnectionAbortedError(f"more than {most_mb} MB")
             self._meter.add(self._name, **{counted: len(chunk)})
+            check_budget(self._meter, self._name, self._source)
             sink.write(chunk)
             await sink.drain()
         if sink.can_write_eof():

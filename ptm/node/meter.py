@@ -35,6 +35,10 @@ class Meter:
         had = _COUNTS.unpack_from(self._map, at)
         _COUNTS.pack_into(self._map, at, had[0] + requests, had[1] + bytes_in, had[2] + bytes_out)
 
+    def bytes_out(self, name: str) -> int:
+        """What came back from a source so far."""
+        return int(_COUNTS.unpack_from(self._map, self._names.index(name) * _COUNTS.size)[2])
+
     def close(self) -> None:
         self._map.close()
 

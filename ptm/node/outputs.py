@@ -2,9 +2,10 @@
 knows an engine.
 
 A run's output is hostile. The rules: regular files only (no link of either kind, device, pipe, socket or folder), one path
-segment by the rules of `ptm.model.OutputName`, no two names alike but for case, at most `output_files` files and `output_mb`
-MiB. Nothing is followed, nothing is extracted by tarfile itself, and nothing is written outside the folder given. Memory is
-constant. A broken rule comes back as one line for the researcher; the folder then holds leftovers that the caller throws away.
+segment by the rules of `ptm.model.OutputName`, no two names alike but for case or the way accents are written, at most
+`output_files` files and `output_mb` MiB. Nothing is followed, nothing is extracted by tarfile itself, and nothing is written
+outside the folder given. Memory is constant. A broken rule comes back as one line for the researcher; the folder then holds
+leftovers that the caller throws away.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import os
 import stat
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -66,9 +68,10 @@ class _Target:
         except ValidationError as e:
             problem = e.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
             raise _BrokenRule(f"the output {shown(name)} may not be named so: {problem}") from e
-        if name.casefold() in self._names:
-            raise _BrokenRule(f"there are two outputs named {shown(name)} (capitals make no difference)")
-        self._names.add(name.casefold())
+        alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        if alike in self._names:
+            raise _BrokenRule(f"there are two outputs named {shown(name)} (capitals, and how accents are written, do not count)")
+        self._names.add(alike)
         if len(self._names) > self._limits.output_files:
             raise _BrokenRule(f"there are more than {self._limits.output_files} output files, the site's limit")
 

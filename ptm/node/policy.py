@@ -76,6 +76,7 @@ class Allowed:
     outputs: OutputRules
     reviewed: bool
     require_digest: bool
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ def command_line(task: Task) -> str:
 
 def run_limits(task: Task, config: NodeConfig, rule: AllowRule | None = None) -> Limits:
     """What this run gets: what it asked for, never above the site's and the rule's limits, which are also what it gets
-    where it did not ask."""
+    where it did not ask. (GPUs are no limit: a run has those that it asked for, or is refused.)"""
     limits = _narrowed(config.limits, rule) if rule else config.limits
-    asked = {name: value for name, value in task.resources.model_dump().items() if value is not None}
+    asked = {name: value for name, _ in _RESOURCES if (value := getattr(task.resources, name)) is not None}
     if task.time_limit_s is not None:
         asked["time_s"] = task.time_limit_s
     return limits.model_copy(update={name: min(value, getattr(limits, name)) for name, value in asked.items()})
@@ -197,12 +198,14 @@ def _run_misses(rule: AllowRule, task: Task) -> list[str]:
     command = command_line(task)
     if rule.commands is not None and (len(command) > MAX_COMMAND or not matches(rule.commands, command)):
         found.append(f"the command {' '.join(command.split())[:200] or '(none)'}")
-    if rule.env is not None and (excess := [name for name in task.env if name not in rule.env]):
+    if ANY not in rule.env and (excess := [name for name in task.env if name not in rule.env]):
         found.append(f"the variable {_listed(excess)}")
     for name, unit in _RESOURCES:
         value, most = getattr(task.resources, name), getattr(rule, f"max_{name}")
         if value is not None and most is not None and value > most:
             found.append(f"{value:g} {unit}")
+    if (task.resources.gpus or 0) > rule.max_gpus:
+        found.append(f"{task.resources.gpus} GPU(s)")
     if task.time_limit_s is not None and rule.max_time is not None and task.time_limit_s > rule.max_time:
         found.append(f"a run of {task.time_limit_s} s")
     return found
@@ -238,6 +241,7 @@ def _grant(index: int, rule: AllowRule, task: Task, loaded: LoadedPolicy, config
         outputs=OutputRules(limits.output_files, limits.output_mb, rule.outputs.names or (), rule.outputs.min_cell),
         reviewed=rule.reviewed,
         require_digest=rule.require_digest,
+        gpus=task.resources.gpus or 0,
     )
 
 

@@ -1,8 +1,9 @@
 """Reads `policy.toml`, says on which line a mistake is, and keeps the last good policy while the node runs.
 
 Mistakes are `ConfigError`s with line and hint: no TOML, an unknown key, a bad value or expression, a pattern that can
-match no image's name, and a rule that can never decide because one above it matches all that it matches. That is found
-rule by rule (identical or wider conditions); a rule that only several others together hide is not found."""
+match no image's name, a pattern that takes for ever on some text, and a rule that can never decide because one above it
+matches all that it matches. That is found rule by rule (identical or wider conditions); a rule that only several others
+together hide is not found."""
 
 from __future__ import annotations
 
@@ -22,17 +23,23 @@ from pydantic_core import ErrorDetails
 
 from ptm.config import MAX_TOML_BYTES
 from ptm.errors import ConfigError
-from ptm.node.policy import LoadedPolicy
+from ptm.node.patterns import first_slow
+from ptm.node.policy import MAX_COMMAND, LoadedPolicy
 from ptm.node.rules import ANY, AllowRule, OutputTerms, Policy
 from ptm.node.tomllines import line_of, lines_of
 
+MAX_IMAGE, MAX_NAME = 400, 200
+"""The longest image name and the longest file name (`ptm.model`)."""
 SETTLE_S = 1.0
 """A changed file is read when it has not changed again for so long: an editor may be in the middle of writing it."""
 _ANY_IMAGE = {".*", ".+", ".*:.*", ".+:.+", "(?s).*"}
 _LITERAL = re.compile(r"(?:[A-Za-z0-9_/:@-]|\\[^A-Za-z0-9])+", re.ASCII)
 _KEYS = "docs/policy.md lists the keys of a rule"
+_GPUS = "max_gpus = 1 lets a task ask for one GPU; without it none"
 _HINTS = {
-    "gpu": "no task can ask for a GPU yet, and no run gets one: leave it out",
+    "gpu": _GPUS,
+    "gpus": _GPUS,
+    "max_gpu": _GPUS,
     "min_cell": "the rules for outputs go into outputs = { … }",
     "max_files": "the rules for outputs go into outputs = { … }",
     "max_mb": "the rules for outputs go into outputs = { … }",
@@ -136,6 +143,7 @@ def read_policy(raw: bytes, name: str) -> LoadedPolicy:
     )
     _check_patterns(policy, name, lines)
     _check_reach(loaded, name)
+    _check_speed(policy, name, lines)
     return loaded
 
 
@@ -147,10 +155,10 @@ def covers(upper: AllowRule, lower: AllowRule) -> bool:
         return False
     if upper.reviewed and not lower.reviewed:
         return False
-    for field in ("researchers", "organisations", "studies", "commands", "env"):
+    for field in ("researchers", "organisations", "studies", "commands"):
         if not _within(getattr(lower, field), getattr(upper, field)):
             return False
-    for field in ("data", "recipients"):
+    for field in ("data", "recipients", "env"):
         if ANY not in getattr(upper, field) and not set(getattr(lower, field)) <= set(getattr(upper, field)):
             return False
     if bool(upper.deliver) != bool(lower.deliver) or not set(lower.deliver) <= set(upper.deliver):
@@ -159,7 +167,7 @@ def covers(upper: AllowRule, lower: AllowRule) -> bool:
         above, below = getattr(upper, field), getattr(lower, field)
         if above is not None and (below is None or below > above):
             return False
-    return True
+    return lower.max_gpus <= upper.max_gpus
 
 
 def _within(narrow: tuple[str, ...] | None, wide: tuple[str, ...] | None) -> bool:
@@ -203,13 +211,38 @@ def _check_patterns(policy: Policy, name: str, lines: dict[tuple[str | int, ...]
                 )
 
 
+def _check_speed(policy: Policy, name: str, lines: dict[tuple[str | int, ...], int]) -> None:
+    """No pattern may hold up the node, whatever a researcher calls an image, a command or a file."""
+    asked: list[tuple[str, int]] = []
+    places: list[tuple[str | int, ...]] = []
+    for index, rule in enumerate(policy.allow):
+        for key, patterns, length in (
+            (("images",), rule.images, MAX_IMAGE),
+            (("commands",), rule.commands, MAX_COMMAND),
+            (("outputs", "names"), rule.outputs.names, MAX_NAME),
+        ):
+            asked += [(pattern, length) for pattern in patterns or ()]
+            places += [("allow", index, *key, place) for place in range(len(patterns or ()))]
+    try:
+        slow = first_slow(asked)
+    except OSError as e:
+        raise ConfigError(
+            f"{name}: its patterns cannot be tried: {e.strerror}", hint="look at the machine, then try again"
+        ) from e
+    if slow is not None:
+        raise ConfigError(
+            f"{name}: line {line_of(places[slow], lines)}: {asked[slow][0]!r} would take for ever on some text",
+            hint="write no repetition inside a repetition, as in (a+)+, and [^/]* for all but one of several .* in a row",
+        )
+
+
 def _mistake(error: ErrorDetails, name: str, line: int) -> ConfigError:
     where = [part for part in error["loc"] if isinstance(part, str)]
     key = where[-1] if where else ""
     if error["type"] == "extra_forbidden":
         known = Policy if len(error["loc"]) == 1 else OutputTerms if "outputs" in where[:-1] else AllowRule
         near = difflib.get_close_matches(key, known.model_fields, 1)
-        hint = f"did you mean {near[0]}?" if near else _HINTS.get(key, _KEYS)
+        hint = _HINTS.get(key) or (f"did you mean {near[0]}?" if near else _KEYS)
         return ConfigError(f"{name}: line {line}: unknown key {key}", hint=hint)
     said = error["msg"].removeprefix("Value error, ")
     hint = "quote it in single quotes, so that a backslash is a backslash" if "regular expression" in said else _KEYS

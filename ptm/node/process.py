@@ -111,6 +111,10 @@ class ProcessRunner:
         return ResolvedImage(digest, str(folder))
 
     def start(self, spec: RunSpec, image: ResolvedImage) -> str:
+        if spec.gpus:
+            raise RunnerError(
+                "this site runs no containers, and so gives no GPU", hint="put the task again without --gpus, or ask another site"
+            )
         handle = f"{spec.task}-{spec.attempt}"
         folder = self._home.spool / spec.task / "process"
         with self._lock:

@@ -1,10 +1,11 @@
 """What `policy.toml` may say, as strict types: `[[allow]]` rules, each with the conditions of a match and the terms of a
 run that it allows.
 
-Rule: a condition that is absent is met by every task, with two exceptions on the safe side: without `data` a rule grants
-no data source, and without `recipients` only the researcher who asks may receive the outputs. A rule has to say which
-images it is about. Which rule decides is for `ptm.node.policy`; the file, its lines and rules that can never decide are
-for `ptm.node.policyfile`. No I/O."""
+Rule: a condition that is absent is met by every task, with four exceptions on the safe side: without `data` a rule grants
+no data source, without `env` it lets no variable be set (`PYTHONPATH` and `LD_PRELOAD` make a program another one),
+without `max_gpus` it gives no GPU, and without `recipients` only the researcher who asks may receive the outputs. A rule
+has to say which images it is about. Which rule decides is for `ptm.node.policy`; the file, its lines and rules that can
+never decide are for `ptm.node.policyfile`. No I/O."""
 
 from __future__ import annotations
 
@@ -15,21 +16,28 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ptm.config import Pattern
 from ptm.errors import UsageError
-from ptm.model import EnvName, Frozen, ImageDigest, Name
+from ptm.model import MAX_GPUS, Frozen, ImageDigest, Name
 from ptm.tasks import parse_duration
 
 ANY = "*"
-"""In `data`: every data source of node.toml. In `recipients`: every member."""
+"""In `data`: every data source of node.toml. In `env`: every variable. In `recipients`: every member."""
 ASKER = "@researcher"
 """In `recipients`: the researcher who asks."""
 Approval = Literal["auto", "manual", "first-use"]
 Release = Literal["auto", "manual"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
 def _data_name(text: str) -> str:
     if text != ANY and not _NAME.fullmatch(text):
         raise ValueError(f"{text!r} is neither the name of a data source nor {ANY!r}")
+    return text
+
+
+def _variable(text: str) -> str:
+    if text != ANY and not _VARIABLE.fullmatch(text):
+        raise ValueError(f"{text!r} is neither the name of a variable nor {ANY!r}")
     return text
 
 
@@ -80,10 +88,11 @@ class AllowRule(Frozen):
     deliver: tuple[Name, ...] = ()
     # conditions: how it is run
     commands: Patterns | None = None
-    env: tuple[EnvName, ...] | None = None
+    env: tuple[Annotated[str, AfterValidator(_variable)], ...] = ()
     max_cpu_cores: Annotated[int, Field(ge=1, le=1024)] | None = None
     max_ram_gb: Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)] | None = None
     max_disk_gb: Annotated[float, Field(gt=0, le=1048576, allow_inf_nan=False)] | None = None
+    max_gpus: Annotated[int, Field(ge=0, le=MAX_GPUS)] = 0
     max_time: Duration | None = None
     # terms
     runs_per_day: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -109,3 +118,8 @@ class Policy(Frozen):
     """`policy.toml`: what this site allows. Empty allows nothing."""
 
     allow: tuple[AllowRule, ...] = ()
+
+
+def has_budget(policy: Policy) -> bool:
+    """Whether any rule counts runs."""
+    return any(rule.runs_per_day is not None for rule in policy.allow)

@@ -24,7 +24,7 @@ class RunSpec:
     """One run, ready to start: only what a verified and allowed task asks for, within the site's limits.
 
     `inputs` is a private folder with the decrypted input files (flat). `limits` are this run's own, already bounded
-    by the site's."""
+    by the site's. `gpus`: how many the run gets; a runner that cannot give them raises `RunnerError`."""
 
     registry: str
     site: str
@@ -39,6 +39,7 @@ class RunSpec:
     inputs: Path
     data: dict[str, DataSource]
     limits: Limits
+    gpus: int = 0
 
 
 @dataclass(frozen=True)

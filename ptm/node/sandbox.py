@@ -2,10 +2,10 @@
 ContainerCreate). Pure.
 
 A run gets no network, no capability, no way to gain privileges, no user that is root, no swap, no more of CPU, memory and
-processes than its limits say, no file larger than its disk limit, a bounded log, a root file system that it cannot write to (but
-for `/ptm/output` and `/tmp`, volumes of its own that go with it), and no variable of the node's. The engine's own seccomp profile
-and hidden paths stay as they are; no namespace of the host and no socket of the engine is ever shared. The image's entrypoint
-stays; a task's command takes the place of the image's CMD, as TES has it.
+processes than its limits say, no GPU that it was not allowed, no file larger than its disk limit, a bounded log, a root file
+system that it cannot write to (but for `/ptm/output` and `/tmp`, volumes of its own that go with it), and no variable of the
+node's. The engine's own seccomp profile and hidden paths stay as they are; no namespace of the host and no socket of the engine
+is ever shared. The image's entrypoint stays; a task's command takes the place of the image's CMD, as TES has it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def run_config(spec: RunSpec, image: str, user: tuple[int, int], names: Names, n
     if read_only:
         mounts += [{"Type": "volume", "Target": target} for target in (contract.ROOT, SCRATCH)]
     labels = names.labels(RUN) | {"ptm.attempt": spec.attempt, SOURCES_LABEL: ",".join(sources)}
-    config = _base(image, user, labels, _host(spec.limits, network, mounts) | {"ReadonlyRootfs": read_only})
-    config["Env"] = [f"{name}={value}" for name, value in _environment(spec, sources).items()]
+    host = _host(spec.limits, network, mounts) | {"ReadonlyRootfs": read_only, "DeviceRequests": _gpus(spec.gpus)}
+    config = _base(image, user, labels, host)
+    config["Env"] = [f"{name}={value}" for name, value in (_environment(spec, sources) | _no_gpus(spec.gpus)).items()]
     if spec.command:
         config["Cmd"] = list(spec.command)
     if spec.workdir:
@@ -88,10 +89,21 @@ def behind_gateway(data: Mapping[str, DataSource]) -> dict[str, GatewaySource]:
     return {name: source for name, source in data.items() if not isinstance(source, FileSource)}
 
 
-def _environment(spec: RunSpec, sources: Mapping[str, GatewaySource]) -> Mapping[str, str]:
+def _environment(spec: RunSpec, sources: Mapping[str, GatewaySource]) -> dict[str, str]:
     endpoints = {name: gateway.inside_url(port, sources[name]) for name, port in gateway.ports(sources).items()}
     places = contract.container_places(spec.data, endpoints)
     return contract.environment(spec.task, spec.site, spec.data, places, spec.env)
+
+
+def _gpus(count: int) -> list[Config]:
+    """Whatever driver the engine has for GPUs may answer."""
+    return [{"Driver": "", "Count": count, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}] if count else []
+
+
+def _no_gpus(count: int) -> dict[str, str]:
+    """Where NVIDIA's runtime is an engine's default, an image or a task gets every GPU by setting this variable, without asking
+    the engine. `void` is NVIDIA's word for none (Container Toolkit, "Environment variables")."""
+    return {} if count else {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
 def _base(image: str, user: tuple[int, int], labels: dict[str, str], host: Config) -> Config:
@@ -107,11 +119,14 @@ def _base(image: str, user: tuple[int, int], labels: dict[str, str], host: Confi
 
 
 def _host(limits: Limits, network: str, mounts: list[Config]) -> Config:
+    """Without a name server of its own a container is shown those of the host, which it cannot reach, but could tell."""
     memory = max(LEAST_MEMORY, int(limits.ram_gb * 1024**3))
     disk = max(1, int(limits.disk_gb * 1024**3))
     return {
         "NetworkMode": network,
+        **({"Dns": ["127.0.0.1"], "DnsSearch": ["."]} if network == "none" else {}),
         "IpcMode": "private",
+        "CgroupnsMode": "private",
         "Privileged": False,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],

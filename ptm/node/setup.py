@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ptm.config import Home, Limits, NodeConfig, read_toml, toml_string
+from ptm.config import MAX_PATH, Home, HttpSource, Limits, NodeConfig, read_toml, toml_string
 from ptm.errors import AlreadyExists, ConfigError
 from ptm.files import write_atomic
 from ptm.node.datatext import source_table
+from ptm.node.patterns import first_slow
 from ptm.node.policy import LoadedPolicy
 from ptm.node.policyfile import PolicyFile
 from ptm.node.rules import ANY
@@ -35,6 +36,7 @@ _POLICY = """\
 # [[allow]]
 # images = ['myConsortium/glm:2\\..*']     # regular expressions that match the whole name:tag; single quotes keep the backslash
 # data = ["cohort"]                       # data sources of node.toml that these images may be given; without this: none
+# env = ["SEED"]                          # variables that a task may set; without this: none
 # researchers = ["alice"]                 # without this: every researcher of the registry
 # approval = "manual"                     # a person approves each run; "first-use": each image once
 # release = "manual"                      # a person looks at the outputs before they leave
@@ -101,7 +103,24 @@ def write_node_files(
 
 def load_node(home: Home) -> tuple[NodeConfig, LoadedPolicy]:
     """Both files, each checked by itself."""
-    return read_toml(home.node, NodeConfig), PolicyFile(home.policy).load()
+    config = read_toml(home.node, NodeConfig)
+    _check_paths(home, config)
+    return config, PolicyFile(home.policy).load()
+
+
+def _check_paths(home: Home, config: NodeConfig) -> None:
+    """An image chooses the paths that it asks for; no pattern of them may hold up the gateway."""
+    asked = [(name, path) for name, source in config.data.items() if isinstance(source, HttpSource) for path in source.paths]
+    try:
+        slow = first_slow([(path, MAX_PATH) for _, path in asked])
+    except OSError as e:
+        raise ConfigError(f"{home.node}: its patterns cannot be tried: {e.strerror}", hint="look at the machine") from e
+    if slow is not None:
+        name, path = asked[slow]
+        raise ConfigError(
+            f"{home.node}: data source {name}: {path!r} would take for ever on some path",
+            hint="write no repetition inside a repetition, as in (a+)+, and [^/]* in place of .*",
+        )
 
 
 def check_sources(home: Home, config: NodeConfig, loaded: LoadedPolicy) -> None:

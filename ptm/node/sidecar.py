@@ -12,6 +12,7 @@ from ptm.errors import ConfigError, RunnerError
 from ptm.image import parse_image
 from ptm.model import DataUse
 from ptm.node import gateway, sandbox
+from ptm.node.budget import over_budget
 from ptm.node.docker import Engine
 from ptm.node.imagestore import Images
 from ptm.node.runner import RunSpec
@@ -49,7 +50,7 @@ class Sidecars:
     def serve_again(self, names: sandbox.Names, labels: dict[str, str]) -> None:
         """After a restart of the node, with what its configuration grants now."""
         granted = _granted(labels)
-        sources = sandbox.behind_gateway({name: self._config.data[name] for name in granted if name in self._config.data})
+        sources = self._granted_sources(granted)
         if sources:
             self._serve(names, sources, granted)
 
@@ -61,11 +62,20 @@ class Sidecars:
         granted = _granted(labels)
         return gateway.usage(self.folder(names), granted) if granted else ()
 
+    def over_budget(self, names: sandbox.Names, labels: dict[str, str]) -> str | None:
+        """Why a run has had too much of a source, in one line, if it has."""
+        sources = self._granted_sources(_granted(labels))
+        return over_budget(self.usage(names, labels), sources) if sources else None
+
     def folder(self, names: sandbox.Names) -> Path:
         """Where a run's sockets and counts lie: in the spool, or in the folder that node and engine share."""
         if self._config.gateway_folder is not None:
             return self._config.gateway_folder / names.run
         return self._home.spool / names.task / "gateway"
+
+    def _granted_sources(self, granted: list[str]) -> dict[str, GatewaySource]:
+        """Those that there still are, as they are set now."""
+        return sandbox.behind_gateway({name: self._config.data[name] for name in granted if name in self._config.data})
 
     def _serve(self, names: sandbox.Names, sources: dict[str, GatewaySource], granted: list[str]) -> None:
         try:

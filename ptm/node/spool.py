@@ -7,16 +7,20 @@ last, because it is what brings a node back to the steps before."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptm import envelope, layout
 from ptm.config import Home
 from ptm.errors import DigestMismatch, TooLarge, VerificationError
-from ptm.files import private_folder
+from ptm.files import private_folder, sync_folder
 from ptm.model import INLINE_TOTAL_BYTES, LOG_NAME, MAX_DECISIONS, Delivered, PlainFile, Result, SealedFile, Task, as_text
 from ptm.node import delivery
 from ptm.node.collected import end_use
@@ -27,6 +31,10 @@ from ptm.seal import seal_file, seal_manifest
 from ptm.trust import TrustedRoster
 
 log = logging.getLogger("ptm.node")
+
+
+LOOK_S = 3600.0
+"""Nobody looks at a run's inputs for longer: an older folder of them is what a crash left."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,20 @@ class RunFolder:
     def sealed(self, name: str) -> Path:
         return self.path / "sealed" / f"{name}.age"
 
+    def keep_back(self, names: Iterable[str]) -> None:
+        """Remember, beside the held files, that these may not leave: whatever the registry shows later. `OSError`."""
+        folder = private_folder(self.path / "withheld")
+        for name in names:
+            (folder / name).touch(mode=0o600)
+        sync_folder(folder)
+
+    def kept_back(self) -> frozenset[str]:
+        """The names of the files that `keep_back` was told of."""
+        try:
+            return frozenset(path.name for path in (self.path / "withheld").iterdir())
+        except FileNotFoundError:
+            return frozenset()
+
     def drop(self, *names: str) -> None:
         """Remove these folders in it."""
         for name in names:
@@ -84,6 +106,24 @@ def sweep_spool(home: Home, keep: set[str]) -> None:
     if home.spool.is_dir():
         for path in home.spool.iterdir():
             if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+    _sweep_looks(home.path / "look")
+
+
+@contextlib.contextmanager
+def look_folder(home: Home) -> Iterator[Path]:
+    """A private folder for what a person looks at now, gone afterwards. It is in the home and not in /tmp, so that what a crash
+    leaves of it is found: by the next look, or by the node."""
+    looks = private_folder(home.path / "look")
+    _sweep_looks(looks)
+    with tempfile.TemporaryDirectory(dir=looks) as folder:
+        yield Path(folder)
+
+
+def _sweep_looks(looks: Path) -> None:
+    for path in looks.iterdir() if looks.is_dir() else ():
+        with contextlib.suppress(OSError):  # another look's own, gone meanwhile
+            if time.time() - path.stat().st_mtime > LOOK_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from ptm.errors import PtmError
 from ptm.model import format_time
 
 Phase = Literal["claimed", "starting", "started", "held", "spooled", "delivered"]
-Memo = Literal["terms", "held", "withheld"]
+Memo = Literal["terms", "held", "decided"]
 
 _SCHEMA = """
 create table if not exists runs (

@@ -21,9 +21,10 @@ from ptm.audit import Audit
 from ptm.config import Home, NodeConfig
 from ptm.errors import NotFound, PtmError, StoreError, TooLarge, Unreachable, VerificationError
 from ptm.layout import QueueEntry
-from ptm.model import Heartbeat
+from ptm.model import as_text
 from ptm.node.claims import Claims
 from ptm.node.collected import let_go, of_party, with_collections
+from ptm.node.dayruns import DayRuns
 from ptm.node.run import handle, resume
 from ptm.node.runner import Interrupt, Runner
 from ptm.node.spool import sweep_spool
@@ -35,6 +36,7 @@ from ptm.registry import Registry, new_nonce, now_utc
 from ptm.stop import run_until_stopped
 from ptm.store.changes import Alarm, watch_changes
 from ptm.trust import TrustedRoster
+from ptm.workers import Heartbeat
 
 log = logging.getLogger("ptm.node")
 MAX_WAITING = 64
@@ -61,7 +63,10 @@ class Node:
         claims = Claims(registry, config.worker, config.lease_s)
         slots = threading.Semaphore(config.parallel)
         reviewed = ReviewedImages(registry)
-        self._worker = Worker(registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed, collections)
+        days = DayRuns(registry, config.worker)
+        self._worker = Worker(
+            registry, config, policy, runner, self._state, claims, slots, self._audit, reviewed, days, collections
+        )
         self._in_hand: dict[Of, threading.Thread] = {}
         self._canceled: set[Of] = set()
         self._pauses = Pauses()
@@ -202,7 +207,7 @@ class Node:
             self._runner.check()
             self._state.forget_expired(now_utc() - timedelta(days=1))
         except (PtmError, OSError) as e:
-            if once:
+            if once and not self._in_hand:
                 raise
             self._say_unavailable(str(e))
             return self._go_on(stop, [])
@@ -307,7 +312,7 @@ class Node:
         if self._troubles.get(of) != text:
             self._troubles[of] = text
             with contextlib.suppress(PtmError):
-                self._audit.record("trouble", of[1], user=of[0], error=text[:1000])
+                self._audit.record("trouble", of[1], user=of[0], error=as_text(text)[:1000])
 
     def _reap(self) -> None:
         for of, thread in list(self._in_hand.items()):

@@ -10,9 +10,10 @@ from pathlib import Path
 from ptm import layout
 from ptm.audit import Report, verify
 from ptm.errors import NotFound, TooLarge, VerificationError
-from ptm.model import Heartbeat, Result
+from ptm.model import Result
 from ptm.registry import Registry
 from ptm.tasks import PARALLEL
+from ptm.workers import Heartbeat
 
 log = logging.getLogger("ptm.node")
 

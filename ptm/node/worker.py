@@ -14,6 +14,7 @@ from ptm.audit import Audit
 from ptm.config import NodeConfig
 from ptm.model import DataUse, Decision, FinalState
 from ptm.node.claims import Claims
+from ptm.node.dayruns import DayRuns
 from ptm.node.policy import LoadedPolicy
 from ptm.node.rules import Policy
 from ptm.node.runner import Interrupt, Runner
@@ -64,6 +65,7 @@ class Worker:
     slots: threading.Semaphore
     audit: Audit
     reviewed: ReviewedImages
+    day_runs: DayRuns
     collections: Collections | None = None
     accepting: threading.Lock = field(default_factory=threading.Lock)
 

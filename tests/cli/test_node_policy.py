@@ -100,6 +100,34 @@ def test_the_days_runs_can_be_tried_too(ptm: Shell) -> None:
     assert "today" in found["reason"]
 
 
+def test_gpus_and_variables_are_refused_unless_a_rule_says_so_and_the_answer_shows_them(ptm: Shell) -> None:
+    task = task_file(ptm.path, resources={"gpus": 1}, env={"SEED": "1"})
+    assert ptm("site", "node", "policy", "test", task, "--user", "alice") == 1
+    assert "does not allow the variable SEED\n  does not allow 1 GPU(s)" in ptm.out
+    write_policy(ptm.path, POLICY + 'env = ["SEED"]\nmax_gpus = 1\n')
+    assert ptm("site", "node", "policy", "test", task, "--user", "alice") == 0
+    assert "gpus       1\n" in ptm.out
+    assert try_(ptm, task_file(ptm.path), "--user", "alice")[1]["terms"]["gpus"] == 0
+
+
+def test_a_signed_task_has_the_gpus_that_were_asked_for(ptm: Shell) -> None:
+    federation(ptm)
+    put = ("--image", "myConsortium/count:1", "--site", "site", "--expires", "1d", "--gpus")
+    assert ptm("alice", "task", "put", *put, "2") == 0, ptm.err
+    assert ptm("alice", "task", "show", ptm.out.strip(), "--json") == 0
+    assert json.loads(ptm.out)["resources"] == {"gpus": 2}
+    for wrong in ("0", "65", "-1", "1.5"):
+        assert ptm("alice", "task", "put", *put, wrong) == 2
+        assert "gpus" in ptm.err
+
+
+def test_a_pattern_that_would_hold_up_the_node_is_a_mistake(ptm: Shell) -> None:
+    write_policy(ptm.path, "[[allow]]\nimages = ['myConsortium/([a-z]+-?)+:.*']\n")
+    assert ptm("site", "node", "policy", "test", task_file(ptm.path), "--user", "alice") != 0
+    assert "line 2: 'myConsortium/([a-z]+-?)+:.*' would take for ever" in ptm.err
+    assert "repetition inside a repetition" in ptm.err
+
+
 def test_a_plain_task_file_needs_a_user(ptm: Shell) -> None:
     assert ptm("site", "node", "policy", "test", task_file(ptm.path)) == 2
     assert "--user NAME" in ptm.err

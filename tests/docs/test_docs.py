@@ -120,11 +120,11 @@ def test_every_example_fits_its_schema_and_nothing_else_does(title: str, example
 
 
 def test_there_is_an_example_of_every_document() -> None:
-    from ptm import model, notes, transfer
+    from ptm import model, notes, transfer, workers
 
     wires = {
         kind.model_fields["type"].default
-        for kind in [*vars(model).values(), *vars(notes).values(), *vars(transfer).values()]
+        for kind in [*vars(model).values(), *vars(notes).values(), *vars(transfer).values(), *vars(workers).values()]
         if isinstance(kind, type)
         and issubclass(kind, model.Frozen)
         and "type" in kind.model_fields

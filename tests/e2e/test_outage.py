@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ptm import layout
-from ptm.model import Heartbeat
+from ptm.workers import Heartbeat
 from tests.commandline import CommandLine
 from tests.e2e.crashes import Gate, Site, check_once, make_site, only, run_gate, wait_for
 from tests.federation import Federation

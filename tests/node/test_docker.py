@@ -5,11 +5,13 @@ Every run's command is a python program in the base image. `DOCKER_HOST` says wh
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 import uuid
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
@@ -18,7 +20,7 @@ import pytest
 from ptm.config import FileSource, Home, NodeConfig
 from ptm.errors import RunnerError
 from ptm.node.containers import DockerRunner
-from ptm.node.docker import EngineAway
+from ptm.node.docker import Engine, EngineAway, EngineRefused
 from tests.node.bench import LIMITS, REGISTRY, Bench, bench, no_container_left
 
 pytestmark = pytest.mark.slow
@@ -203,6 +205,7 @@ def test_what_a_container_shares_with_the_host_is_nothing(bench: Bench, docker_e
         "",
         "",
     )
+    assert host["CgroupnsMode"] == "private"
     assert (host["Privileged"], host["CapAdd"], host["CapDrop"], host["Devices"] or []) == (False, None, ["ALL"], [])
     assert host["ReadonlyRootfs"] is True and not host["Binds"] and [m["Type"] for m in host["Mounts"]] == ["volume", "volume"]
     assert {"/proc/kcore", "/sys/firmware"} <= set(host["MaskedPaths"]) and "/proc/sys" in host["ReadonlyPaths"]
@@ -351,3 +354,41 @@ def test_an_engine_that_is_away_for_a_moment_is_waited_for(bench: Bench, monkeyp
     ran = bench.collect(handle, spec, bench.runner.wait(handle, spec.limits, lambda: None))
     assert (ran.end.exit_code, set(ran.files)) == (0, {"x"})
     bench.runner.remove(handle)
+
+
+def test_a_container_that_ends_while_it_is_killed_is_no_error_on_podman_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman's own words (4.3.1), where Docker answers with a conflict."""
+
+    class Podman(BaseHTTPRequestHandler):
+        running = False
+
+        def do_POST(self) -> None:
+            self.say(500, {"message": "can only kill running containers. 1 is in state exited: container state improper"})
+
+        def do_GET(self) -> None:
+            self.say(200, {"ApiVersion": "1.41", "State": {"Running": self.running}})
+
+        def say(self, status: int, what: dict[str, object]) -> None:
+            body = json.dumps(what).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Podman)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_port}")
+    engine = Engine()
+    try:
+        engine.kill("1")
+        Podman.running = True
+        with pytest.raises(EngineRefused, match="could not kill"):
+            engine.kill("1")
+    finally:
+        engine.close()
+        server.shutdown()
+        server.server_close()

@@ -153,6 +153,29 @@ def test_after_a_restart_the_gateway_answers_again_and_goes_on_counting(tmp_path
     assert used.bytes_out == 2 * len("GET query=ASK+%7B%7D ")
 
 
+@pytest.mark.parametrize("then", ["while True: time.sleep(1)", "raise SystemExit(0)"])
+def test_a_run_that_takes_too_much_of_a_source_ends_with_a_reason_whatever_it_makes_of_it(
+    tmp_path: Path, base_image: str, then: str
+) -> None:
+    code = f"""if True:
+        import os, time, urllib.request
+        for _ in range(5):
+            try:
+                urllib.request.urlopen(os.environ["SPARQL_ENDPOINT"] + "?query=ASK%20%7B%7D&format=size-400000").read()
+            except OSError:
+                pass
+        open("/ptm/output/half.csv", "w").write("half of it")
+        {then}
+    """
+    with endpoint() as (url, seen):
+        data = {"graph": {"kind": "sparql", "url": url, "run_mb": 1}}
+        bench = Bench(tmp_path, base_image, gateway_image=base_image, data=data)
+        ran = bench.run(bench.spec(code, data=dict(bench.config.data)))
+        bench.runner.close()
+    assert ran.end.reason == "more than 1 MB of the data source graph, the site's limit for one run"
+    assert len(seen) == 3
+
+
 def test_a_gateway_image_without_python_is_an_error_and_leaves_nothing(
     tmp_path: Path, base_image: str, docker_engine: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,44 @@ def test_what_changes_the_session_at_the_start_does_not_pass(postgres: PostgresS
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY cohort TO PROGRAM 'cat > /tmp/x'",
+        "COPY (SELECT 1) TO '/tmp/ptm-planted'",
+        "COPY cohort FROM PROGRAM 'id'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT lo_import('/etc/passwd')",
+        "SELECT rolpassword FROM pg_authid",
+        "CREATE EXTENSION dblink",
+        "SET ROLE owner",
+        "SET SESSION AUTHORIZATION owner",
+        "ALTER ROLE reader SUPERUSER",
+        "SELECT pg_reload_conf()",
+    ],
+)
+def test_what_a_role_that_may_only_read_cannot_do_a_container_cannot_do(
+    postgres: PostgresServer, tmp_path: Path, sql: str
+) -> None:
+    with gateway(tmp_path, source_of(postgres, tmp_path)) as path:
+        with pytest.raises(pg8000.native.DatabaseError, match=r"permission denied|must be superuser|must have|Must be"):
+            connect(path).run(sql)
+
+
+def test_the_word_that_cancels_somebodys_query_does_not_pass(postgres: PostgresServer, tmp_path: Path) -> None:
+    """With the process and the key that the server itself gave the container."""
+    with gateway(tmp_path, source_of(postgres, tmp_path)) as path:
+        connection = connect(path)
+        identity, key = connection._backend_key_data[:4], connection._backend_key_data[4:8]
+        slow: list[object] = []
+        query = threading.Thread(target=lambda: slow.extend(connection.run("SELECT pg_sleep(1)")))
+        query.start()
+        time.sleep(0.2)
+        assert b"cancels nothing" in raw(path, struct.pack("!II", 16, 80877102) + identity + key)
+        query.join()
+    assert slow == [[""]]
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         b"",

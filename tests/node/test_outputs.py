@@ -99,6 +99,12 @@ def test_names_that_differ_only_in_capitals_are_refused(tmp_path: Path) -> None:
     assert broken is not None and "two outputs" in broken
 
 
+@pytest.mark.parametrize(("one", "two"), [("\u00e9.csv", "e\u0301.csv"), ("\u212bngstrom", "\u00e5NGSTROM"), ("\uff41", "a")])
+def test_names_that_a_person_cannot_tell_apart_are_refused(tmp_path: Path, one: str, two: str) -> None:
+    broken = take(archive((entry(f"output/{one}"), b"1"), (entry(f"output/{two}"), b"2")), tmp_path)
+    assert broken is not None and "two outputs" in broken
+
+
 def test_the_same_name_twice_does_not_overwrite(tmp_path: Path) -> None:
     assert take(archive((entry("output/a"), b"1"), (entry("output/a"), b"2")), tmp_path) is not None
     assert (tmp_path / "a").read_bytes() == b"1"

@@ -112,6 +112,10 @@ def test_only_reviewed_digests_where_the_rule_says_so() -> None:
         ({"commands": ["count"]}, {}),
         ({"commands": [".*"]}, {"command": ("x" * 4000, "y" * 200)}),
         ({"env": ["LANG"]}, {"env": {"LANG": "C", "LD_PRELOAD": "/x.so"}}),
+        ({"env": []}, {"env": {"LANG": "C"}}),
+        ({}, {"env": {"PYTHONPATH": "/ptm/input"}}),  # nor is a variable set that no rule names
+        ({}, {"resources": Resources(gpus=1)}),  # nor a GPU given
+        ({"max_gpus": 1}, {"resources": Resources(gpus=2)}),
         ({"max_cpu_cores": 1}, {"resources": Resources(cpu_cores=2)}),
         ({"max_ram_gb": 1}, {"resources": Resources(ram_gb=1.5)}),
         ({"max_disk_gb": 1}, {"resources": Resources(disk_gb=1.5)}),
@@ -138,12 +142,21 @@ def test_a_task_beyond_one_condition_is_refused_by_default(condition: dict[str, 
         ({"commands": ["'count --all'"]}, {"command": ("count --all",)}),
         ({"commands": ["()"]}, {}),
         ({"env": ["LANG"]}, {"env": {"LANG": "C"}}),
+        ({"env": ["*"]}, {"env": {"LANG": "C", "PYTHONPATH": "/x"}}),
         ({"env": []}, {}),
+        ({"max_gpus": 2}, {"resources": Resources(gpus=2)}),
+        ({"max_gpus": 2}, {}),
         ({"max_cpu_cores": 2, "max_time": "1m"}, {"resources": Resources(cpu_cores=2), "time_limit_s": 60}),
     ],
 )
 def test_a_task_within_the_conditions_is_allowed(condition: dict[str, Any], asked: dict[str, Any]) -> None:
     assert allowed({"images": [".*"]} | condition, **asked)
+
+
+def test_a_refusal_names_the_gpus_and_the_variables_that_were_asked_for() -> None:
+    rule = {"images": [".*"], "max_gpus": 1, "env": ["LANG"]}
+    assert isinstance(refused := ask(rule, resources=Resources(gpus=2), env={"LD_PRELOAD": "/x.so"}), Refused)
+    assert refused.reason == "the site's policy does not allow the variable LD_PRELOAD; nor 2 GPU(s)"
 
 
 def test_a_refusal_does_not_tell_what_the_rule_would_take() -> None:

@@ -305,3 +305,9 @@ def test_a_second_start_of_a_task_is_refused_and_a_restart_finds_nothing(bench: 
     bench.runner.remove(handle)
     assert bench.runner.find(spec.task) is None
     assert not (bench.folder / "home" / "spool" / spec.task / "process").exists()
+
+
+def test_a_run_that_wants_a_gpu_is_refused_here(bench: Bench) -> None:
+    with pytest.raises(RunnerError, match="gives no GPU") as caught:
+        bench.run("print('ran')", gpus=1)
+    assert "--gpus" in str(caught.value.hint)

@@ -143,6 +143,27 @@ def test_canceled_while_it_runs(federation: Federation, tmp_path: Path) -> None:
         thread.join()
 
 
+def test_an_outage_of_one_look_ends_no_run_of_a_node_that_looks_once(federation: Federation, tmp_path: Path) -> None:
+    """A process does not outlive its node, so a node that gave up at once would have killed the run."""
+    image = image_folder(
+        tmp_path / "slow", f"#!/bin/sh\ntouch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done\n"
+    )
+    task = federation.client().put("demo/slow:1", ["maastro"])
+    store = federation.store
+    assert isinstance(store, MemoryStore)
+
+    def away(verb: str, key: str) -> None:
+        if verb == "list" and key == "queue/maastro/" and (tmp_path / "begun").exists() and not (tmp_path / "go").exists():
+            (tmp_path / "go").touch()
+            raise Unreachable("the network went away")
+
+    store.before = away
+    federation.run_once("maastro", images={"demo/slow:1": image})
+
+    assert (tmp_path / "go").exists()
+    assert only(task.results(timeout=0, folder=tmp_path / "out")).state == "completed"
+
+
 def test_mallorys_cancel_does_not_stop_alices_task(federation: Federation, count: dict[str, Path], tmp_path: Path) -> None:
     task = federation.client().put("demo/count:1", ["maastro"])
     mallory = federation.registry("mallory")

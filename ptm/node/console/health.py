@@ -15,11 +15,12 @@ from ptm import layout
 from ptm.config import NodeConfig, read_toml
 from ptm.errors import ConfigError, NotFound, PtmError, TooLarge, TrustError, VerificationError
 from ptm.layout import QueueEntry
-from ptm.model import Heartbeat, Task
+from ptm.model import Task
 from ptm.node.policyfile import PolicyFile
 from ptm.node.trial import strangers
 from ptm.node.verify import authenticate
 from ptm.registry import Registry, now_utc
+from ptm.workers import Heartbeat
 
 MAX_WORKERS = 50
 SOON = timedelta(days=2)

@@ -5,8 +5,6 @@ the same thing: the form carries `Waiting.seen` of the very question that was sh
 
 from __future__ import annotations
 
-import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ptm.audit import entries, in_words
+from ptm.audit import in_words, newest
 from ptm.config import NodeConfig, read_toml
 from ptm.errors import PtmError, UsageError
 from ptm.model import Decision
@@ -22,6 +20,8 @@ from ptm.node import decisions
 from ptm.node.console.health import Beats, health, running
 from ptm.node.console.preview import Images, Preview, preview, visible
 from ptm.node.decisions import Waiting
+from ptm.node.spool import look_folder
+from ptm.node.terms import HeldList
 from ptm.node.witness import verify_against_registry
 from ptm.registry import Registry
 
@@ -31,10 +31,18 @@ MAX_INPUT_BYTES = 64 * 1024 * 1024
 MAX_SHOWN = 300_000
 """About so many characters of previews are on one page."""
 MAX_ENTRIES = 200
+MAX_LOG_BYTES = 64 * 1024 * 1024
+"""The entries of one task are looked for in so much of the log's end."""
 
 
 def _finalize(value: object) -> object:
     return visible(value) if type(value) is str else value
+
+
+def _place(folder: Path) -> str:
+    """Where it lies, from the account's own home where it lies in that."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def _when(value: datetime) -> str:
@@ -58,7 +66,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"when": _when, "size": _size}
+        self._templates.filters |= {"when": _when, "size": _size, "place": _place}
 
     def render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(site=self.registry.me, **values)
@@ -67,23 +75,24 @@ class Pages:
         state = health(self.registry, self.beats)
         runs, queued = running(self.registry, state.workers)
         waiting = decisions.pending(self.registry)
-        queued -= sum(one.what in ("approval", "data") for one in waiting)
-        return self.render("overview.html", health=state, runs=runs, queued=max(0, queued), waiting=waiting, **frame)
+        more = queued if queued > decisions.MAX_LOOKED else 0
+        queued = max(0, queued - sum(one.what in ("approval", "data") for one in waiting))
+        return self.render("overview.html", health=state, runs=runs, queued=queued, more=more, waiting=waiting, **frame)
 
     def health(self, **frame: Any) -> str:
         return self.render("health.html", health=health(self.registry, self.beats), **frame)
 
     def run(self, task_id: str, **frame: Any) -> str:
         waiting = decisions.find(self.registry, task_id)
-        files, note = self._held(waiting) if waiting.what == "release" else self._inputs(waiting)
+        files, note = self._inputs(waiting) if waiting.held is None else self._held(waiting.held, waiting)
         return self.render("run.html", waiting=waiting, task=waiting.task, files=files, files_note=note, **frame)
 
     def audit(self, task_id: str | None, **frame: Any) -> str:
         path = self.registry.home.audit
-        wanted = (entry for entry in entries(path) if task_id in (None, entry.task)) if path.exists() else ()
-        newest = deque(wanted, maxlen=MAX_ENTRIES)
-        lines = [(entry, in_words(entry.model_copy(update={"task": None})).split(" ", 2)[2:]) for entry in reversed(newest)]
-        return self.render("audit.html", lines=lines, task=task_id, most=MAX_ENTRIES, there=path.exists(), **frame)
+        there = path.exists()
+        found, more = newest(path, MAX_ENTRIES, task_id, MAX_LOG_BYTES) if there else ([], False)
+        lines = [(entry, in_words(entry.model_copy(update={"task": None})).split(" ", 2)[2:]) for entry in found]
+        return self.render("audit.html", lines=lines, task=task_id, most=MAX_ENTRIES, there=there, more=more, **frame)
 
     def check_audit(self, **frame: Any) -> str:
         home = self.registry.home
@@ -116,9 +125,8 @@ class Pages:
                 return decisions.withhold(self.registry, task_id, files=tuple(files), **who)
         raise UsageError("the form asks for nothing that can be decided", hint="open the run's page again")
 
-    def _held(self, waiting: Waiting) -> tuple[list[Preview], str]:
-        assert waiting.held is not None
-        listed = waiting.held.files
+    def _held(self, held: HeldList, waiting: Waiting) -> tuple[list[Preview], str]:
+        listed = held.files
         if waiting.folder is None:
             note = f"The files lie with worker {waiting.asked.worker}, not on this machine: look at them there."
             return [Preview(file.name, file.size, "none", file.sha256) for file in listed], note
@@ -134,9 +142,9 @@ class Pages:
         if sum(file.size for file in waiting.task.inputs) > MAX_INPUT_BYTES:
             files = [Preview(file.name, file.size, "none") for file in waiting.task.inputs]
             return files, f"The inputs are too large for this page: {see}."
-        with tempfile.TemporaryDirectory(prefix="ptm-console-") as scratch:
+        with look_folder(self.registry.home) as scratch:
             try:
-                paths = decisions.write_inputs(self.registry, waiting, Path(scratch) / "inputs")
+                paths = decisions.write_inputs(self.registry, waiting, scratch / "inputs")
             except PtmError as e:
                 return [], f"The inputs cannot be read: {e}"
             return _within_bounds([preview(path, self.images) for path in paths]), ""

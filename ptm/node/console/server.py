@@ -29,6 +29,8 @@ from ptm.registry import Registry
 
 ADDRESS = "127.0.0.1"
 MAX_FORM = 256 * 1024
+MAX_STRANGERS, STRANGER_S = 32, 15.0
+"""So many connections may be open that no request of the session has come over, and for so long."""
 LOOK_S = 5.0
 """The workers' heartbeats are looked at this often."""
 HEADERS = {
@@ -57,6 +59,8 @@ class Console:
         self._pages = Pages(registry, self._beats)
         self._base = f"/{secrets.token_urlsafe(16)}"
         self._port = 0
+        self._guests: set[object] = set()
+        self._strangers: dict[object, float] = {}
         self._style = (HERE / "style.css").read_text()
 
     def run(self, port: int, announce: Callable[[str], None]) -> None:
@@ -83,10 +87,22 @@ class Console:
             self._port = int(runner.addresses[0][1])
             announce(f"{self._origin}{self._base}/start?token={self._door.token}")
             while not stop.is_set() and not self._door.over:
+                self._close_idle_strangers(runner)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), 0.5)
         finally:
             await runner.cleanup()
+
+    def _close_idle_strangers(self, runner: web.AppRunner) -> None:
+        """Whoever on this machine opens connections and says nothing, or nothing right, uses up no more than a few."""
+        assert runner.server is not None
+        now = time.monotonic()
+        self._guests &= set(runner.server.connections)
+        strangers = [one for one in runner.server.connections if one not in self._guests]
+        self._strangers = {one: self._strangers.get(one, now) for one in strangers}
+        for place, one in enumerate(sorted(strangers, key=lambda one: -self._strangers[one])):
+            if place >= MAX_STRANGERS or now - self._strangers[one] > STRANGER_S:
+                one.force_close()
 
     @property
     def _origin(self) -> str:
@@ -125,6 +141,7 @@ class Console:
             if session is None:
                 raise _forbidden("no session: the address that `ptm node console` prints opens one, once")
             request[SESSION] = session
+            self._guests.add(request.protocol)
             if request.method == "POST":
                 await _check_form(request, session)
             return await handler(request)
