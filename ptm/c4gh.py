@@ -14,12 +14,11 @@ What this does not do: edit lists are read (the standard asks for it), never wri
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import bech32
 import pyrage
@@ -27,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ptm.errors import AlreadyExists, SealError
 from ptm.files import write_atomic
-from ptm.seal import Measure, Meter, cause, raise_swallowed
+from ptm.seal import Measure, Meter, buffered, cause, raise_swallowed
 
 MAX_HEADER_BYTES = 128 * 1024
 MAX_PACKETS = 1024
@@ -47,8 +46,8 @@ def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[M
     plain, cipher = Meter(source), Meter(sink)
     keys = [(_METHOD, os.urandom(32), _raw_key(key, PREFIX_PUBLIC)) for key in recipients]
     try:
-        with io.BufferedReader(_Readable(plain), SEGMENT) as whole:
-            lib.encrypt(keys, whole, cipher)
+        with buffered(plain, cipher) as (whole, sealed):
+            lib.encrypt(keys, whole, sealed)
     except Exception as e:
         raise cause(plain, cipher, e, "cannot be sealed") from e
     raise_swallowed(plain, cipher)
@@ -63,11 +62,11 @@ def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, l
     from crypt4gh import lib
 
     _silence()
-    cipher, plain = Meter(source), Meter(sink, limit)
+    cipher, plain = Meter(source, hashes=False), Meter(sink, limit)
     try:
-        with io.BufferedReader(_Readable(cipher), MAX_HEADER_BYTES) as whole:
-            _check_header(whole.peek(MAX_HEADER_BYTES))
-            lib.decrypt([(_METHOD, _raw_key(str(identity), PREFIX_SECRET), None)], whole, plain)
+        with buffered(cipher, plain) as (whole, clear):
+            _check_header(whole.peek(MAX_HEADER_BYTES)[:MAX_HEADER_BYTES])
+            lib.decrypt([(_METHOD, _raw_key(str(identity), PREFIX_SECRET), None)], whole, clear)
     except Exception as e:
         raise cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
     raise_swallowed(plain, cipher)
@@ -115,25 +114,3 @@ def _check_header(head: bytes) -> None:
         at += max(4, int.from_bytes(head[at : at + 4], "little"))
         if at > len(head):
             raise SealError(f"cannot be opened: its header is cut off, or has more than {MAX_HEADER_BYTES} bytes")
-
-
-class _Source(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-class _Readable(io.RawIOBase):
-    """What `io.BufferedReader` wants, on top of a stream that has `read` only. Closing it leaves that stream open."""
-
-    def __init__(self, stream: _Source) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """As much as there is room for, unless the stream ends: a look at the header sees all of it."""
-        filled = 0
-        while filled < len(buffer) and (chunk := self._stream.read(len(buffer) - filled)):
-            buffer[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-        return filled

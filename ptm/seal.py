@@ -7,9 +7,11 @@ what the document's sealed manifest gives (`open_manifest`). Constant memory: ag
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -25,6 +27,9 @@ MAX_MANIFEST_BYTES = 160 * 1024
 MAX_HEADER_BYTES = 128 * 1024
 """An age file's header has about 100 bytes for each of its recipients, of whom a task has `MAX_SITES` + 1 at most."""
 
+BUFFER_BYTES = 2 * 1024 * 1024
+IN_THREAD_BYTES = 256 * 1024
+"""A chunk of at least this size is hashed in a thread: for smaller ones that costs more than it saves."""
 _ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 
 
@@ -37,11 +42,14 @@ class Measure:
 
 
 class Meter:
-    """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it)."""
+    """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it).
 
-    def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
+    A big chunk is hashed in a thread, beside whatever is done with it; the next one waits for that."""
+
+    def __init__(self, stream: BinaryIO, limit: int | None = None, *, hashes: bool = True) -> None:
         self._stream, self._limit = stream, limit
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256() if hashes else None
+        self._hashing: threading.Thread | None = None
         self.size = 0
         self.error: BaseException | None = None
 
@@ -70,17 +78,77 @@ class Meter:
         self.size += len(chunk)
         if self._limit is not None and self.size > self._limit:
             raise SealError(f"has more than {self._limit} bytes")
-        self._hash.update(chunk)
+        if self._hash is None:
+            return
+        self._wait()
+        if len(chunk) < IN_THREAD_BYTES:
+            self._hash.update(chunk)
+        else:
+            self._hashing = threading.Thread(target=self._hash.update, args=(chunk,), name="hash")
+            self._hashing.start()
+
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.join()
+            self._hashing = None
 
     def measure(self) -> Measure:
+        """Not of one that does not hash."""
+        assert self._hash is not None
+        self._wait()
         return Measure(self.size, self._hash.hexdigest())
+
+
+class _Raw(io.RawIOBase):
+    """A meter, for a buffer to be put on: the libraries move 8 or 64 KiB at a time, which is many calls. `drop` ends it: what is
+    left in the buffer goes nowhere."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter: Meter | None = meter
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """As much as there is room for, unless the stream ends: who looks at a header sees all of it."""
+        filled = 0
+        while self._meter and filled < len(buffer) and (chunk := self._meter.read(len(buffer) - filled)):
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        return filled
+
+    def write(self, chunk: memoryview) -> int:  # type: ignore[override]
+        if self._meter:
+            self._meter.write(bytes(chunk))
+        return len(chunk)
+
+    def drop(self) -> None:
+        self._meter = None
+
+
+@contextlib.contextmanager
+def buffered(source: Meter, sink: Meter) -> Iterator[tuple[io.BufferedReader, BinaryIO]]:
+    """Both, to be read and written in pieces of any size. All that was written is in the sink when the block ends well; after an
+    error the rest goes nowhere."""
+    reads, writes = _Raw(source), _Raw(sink)
+    reader, writer = io.BufferedReader(reads, BUFFER_BYTES), io.BufferedWriter(cast(io.RawIOBase, writes), BUFFER_BYTES)
+    try:
+        yield cast(io.BufferedReader, reader), writer
+        writer.flush()
+    finally:
+        reads.drop()
+        writes.drop()
 
 
 def seal(source: BinaryIO, sink: BinaryIO, recipients: Sequence[str]) -> tuple[Measure, Measure]:
     """Encrypt a stream to age recipients (`age1…`). Returns the measures of the plaintext and of the ciphertext."""
     plain, cipher = Meter(source), Meter(sink)
     try:
-        pyrage.encrypt_io(plain, cipher, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
+        with buffered(plain, cipher) as (reader, writer):
+            pyrage.encrypt_io(reader, writer, [pyrage.x25519.Recipient.from_str(key) for key in recipients])
     except (OSError, ValueError, SealError, pyrage.EncryptError, pyrage.RecipientError) as e:
         raise cause(plain, cipher, e, "cannot be sealed") from e
     raise_swallowed(plain, cipher)
@@ -92,9 +160,10 @@ def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, l
 
     `SealError` for a wrong recipient, a flipped bit or a truncation; the sink may then hold a part, which the caller
     throws away."""
-    cipher, plain = Meter(_with_checked_header(source)), Meter(sink, limit)
+    cipher, plain = Meter(_with_checked_header(source), hashes=False), Meter(sink, limit)
     try:
-        pyrage.decrypt_io(cipher, plain, [identity])
+        with buffered(cipher, plain) as (reader, writer):
+            pyrage.decrypt_io(reader, writer, [identity])
     except (OSError, ValueError, SealError, pyrage.DecryptError) as e:
         raise cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
     raise_swallowed(plain, cipher)

@@ -106,7 +106,7 @@ def open_source(path: Path) -> BinaryIO:
         raise UsageError(f"{path} cannot be read: {e.strerror}", hint="send files that you may read") from e
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
+        return os.fdopen(descriptor, "rb", buffering=0)
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise UsageError(f"{path} is a folder", hint="name the files in it, or pack it into one file (tar, zip)")
