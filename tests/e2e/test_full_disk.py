@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,10 +75,9 @@ def site(tmp_path: Path, small_disk: Small, world: list[Site], docker_engine: An
 
 
 def still_works(site: Site, image: str) -> None:
-    since = time.time()
     task = site.federation.client().put(image, ["maastro"], data=["gate"])
     site.open(task.id)
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop() == 0
 
 
@@ -106,17 +104,15 @@ def test_no_room_for_the_state_before_a_task_is_taken_on(site: Site, gated: str)
     site.start()
     wait_for("the node", lambda: next(iter(site.federation.store.list("sites/maastro/workers/")), None))
     filler = fill(site.federation.home("maastro").path)
-    since = time.time()
     task = site.federation.client().put(gated, ["maastro"], data=["gate"])
     site.open(task.id)
     wait_for("the trouble", lambda: site.said("the node's state cannot be written"))
     filler.unlink()
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop() == 0
 
 
 def test_no_room_for_the_state_while_a_container_runs(site: Site, gated: str) -> None:
-    since = time.time()
     task = site.federation.client().put(gated, ["maastro"], data=["gate"])
     site.start()
     wait_for("the run", lambda: site.said("running"))
@@ -125,7 +121,7 @@ def test_no_room_for_the_state_while_a_container_runs(site: Site, gated: str) ->
     wait_for("the trouble", lambda: site.said("trying again later"))
     assert site.containers(task.id), "the container went before its result was safe"
     filler.unlink()
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop() == 0
 
 

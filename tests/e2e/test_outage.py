@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ def test_minio_away_in_the_middle_of_a_run(
     federation, line, _ = on_minio
     site = make_site(federation, line, engine=docker_engine)
     world.append(site)
-    since = time.time()
     task = federation.client().put(gated, ["maastro"], data=["gate"])
     site.start()
     wait_for("the run", lambda: site.said("running"))
@@ -41,7 +39,7 @@ def test_minio_away_in_the_middle_of_a_run(
     assert site.node is not None
     assert site.node.poll() is None
     minio_again.start()
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop() == 0
 
 
@@ -51,14 +49,13 @@ def test_a_node_started_while_minio_is_away_waits_for_it(
     federation, line, _ = on_minio
     site = make_site(federation, line, engine=docker_engine)
     world.append(site)
-    since = time.time()
     task = federation.client().put(gated, ["maastro"], data=["gate"])
     site.open(task.id)
     minio_again.stop()
     site.start()
     wait_for("its patience", lambda: site.said("no new tasks until that is over"))
     minio_again.start()
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop() == 0
 
 
@@ -101,7 +98,6 @@ def test_an_upload_that_hangs_does_not_keep_a_node_from_stopping_and_is_made_goo
     federation, line, gate = on_minio
     site = make_site(federation, line, engine=docker_engine, stop_grace_s=1)
     world.append(site)
-    since = time.time()
     task = federation.client().put(gated, ["maastro"], data=["gate"])
     site.open(task.id)
     gate.hold(b"/outputs/", replies=True)
@@ -110,7 +106,7 @@ def test_an_upload_that_hangs_does_not_keep_a_node_from_stopping_and_is_made_goo
     assert site.stop(seconds=15) == 0
     gate.release()
     site.start()
-    check_once(site, task, since)
+    check_once(site, task)
 
 
 def test_a_slow_pull_holds_up_nobody_else_and_can_be_canceled(
@@ -121,7 +117,6 @@ def test_a_slow_pull_holds_up_nobody_else_and_can_be_canceled(
         slow.hold()
         site = make_site(on_folder, CommandLine(tmp_path), engine=docker_engine, pull="always", parallel=1)
         world.append(site)
-        since = time.time()
         stuck = on_folder.client().put(f"127.0.0.1:{slow.port}/crash/quick:1", ["maastro"], data=["gate"])
         quick = on_folder.client().put(f"{image_registry.host}/crash/quick:1", ["maastro"], data=["gate"])
         site.open(quick.id)
@@ -130,5 +125,5 @@ def test_a_slow_pull_holds_up_nobody_else_and_can_be_canceled(
         assert only(quick, tmp_path, timeout=20).state == "completed"
         stuck.cancel("too slow")
         assert only(stuck, tmp_path, timeout=20).state == "canceled"
-        assert site.starts(stuck.id, since) == 0
+        assert site.starts(stuck.id) == 0
         assert site.stop() == 0

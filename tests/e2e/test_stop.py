@@ -25,7 +25,6 @@ def test_a_container_goes_on_while_the_node_is_stopped_and_is_found_again(
 ) -> None:
     site = make_site(on_folder, CommandLine(tmp_path), engine=docker_engine)
     world.append(site)
-    since = time.time()
     task = on_folder.client().put(gated, ["maastro"], data=["gate"])
     site.start()
     wait_for("the run", lambda: site.said("running"))
@@ -33,7 +32,7 @@ def test_a_container_goes_on_while_the_node_is_stopped_and_is_found_again(
     assert site.containers(task.id, "running")
     site.start()
     site.open(task.id)
-    check_once(site, task, since)
+    check_once(site, task)
     assert site.stop(how, seconds=10) == 0
 
 
@@ -80,16 +79,15 @@ def two_workers(federation: Federation, folder: Path, engine: Any, gated: str, l
 def test_what_a_stopped_worker_had_not_begun_is_taken_over_at_once_and_the_rest_is_left_to_it(
     tmp_path: Path, world: list[Site], on_folder: Federation, gated: str, docker_engine: Any
 ) -> None:
-    since = time.time()
     first, second, begun, waiting = two_workers(on_folder, tmp_path, docker_engine, gated, lease_s=60)
     world += [first, second]
     assert first.stop(seconds=10) == 0
     assert only(waiting, tmp_path, timeout=15).state == "completed"
-    assert first.starts(waiting.id, since) == 1
+    assert first.starts(waiting.id) == 1
     first.open(begun.id)
     first.start()
     assert only(begun, tmp_path, timeout=15).state == "completed"
-    assert first.starts(begun.id, since) == 1
+    assert first.starts(begun.id) == 1
     wait_for("nothing left", lambda: not first.leftovers() + second.leftovers(), 10)
     assert first.stop() == 0
     assert second.stop() == 0
@@ -98,7 +96,6 @@ def test_what_a_stopped_worker_had_not_begun_is_taken_over_at_once_and_the_rest_
 def test_what_a_killed_worker_held_is_taken_over_after_its_lease_and_its_own_late_result_is_dropped(
     tmp_path: Path, world: list[Site], on_folder: Federation, gated: str, docker_engine: Any
 ) -> None:
-    since = time.time()
     first, second, begun, waiting = two_workers(on_folder, tmp_path, docker_engine, gated, lease_s=2)
     world += [first, second]
     time.sleep(1)
@@ -111,7 +108,7 @@ def test_what_a_killed_worker_held_is_taken_over_after_its_lease_and_its_own_lat
     assert time.monotonic() - killed >= 1, "taken over before the lease was over"
     first.start()
     wait_for("nothing left", lambda: not first.leftovers() + second.leftovers(), 15)
-    assert first.starts(waiting.id, since) == 1
-    assert first.starts(begun.id, since) == 2, "a killed worker's run goes on in its container, and at the one that took over"
+    assert first.starts(waiting.id) == 1
+    assert first.starts(begun.id) == 2, "a killed worker's run goes on in its container, and at the one that took over"
     assert first.said("another worker's result was committed first")
     assert on_folder.registry("maastro").claims("maastro", waiting.id) == [1, 2]
