@@ -17,8 +17,7 @@ from ptm.seal import Measure, Meter
 from ptm.store.base import Store
 from ptm.transfer import Format
 from ptm.trustedparty.formats import open_stream
-
-PIPE_BYTES = 1024 * 1024
+from ptm.trustedparty.streams import Pipe
 
 
 class Stopped(PtmError):
@@ -46,20 +45,21 @@ def fetch(
 ) -> Fetched:
     """Write an object's plaintext to `sink`, or with `sealed` its ciphertext, after the plaintext went nowhere. `limit` and
     `plain_limit` are in bytes. `StoreError` for what the download met, `OSError` for a full disk, `Stopped`."""
-    reading, writing = os.pipe()
-    download = _Download(store, key, limit, writing, sink if sealed else None, stop)
+    pipe = Pipe()
+    download = _Download(store, key, limit, pipe, sink if sealed else None, stop)
     download.start()
     refused: VerificationError | None = None
     plain = Measure(0, "")
     with contextlib.ExitStack() as stack:
         stack.callback(download.join)  # the last thing: when the pipe is closed, a download that still writes ends
-        source = stack.enter_context(open(reading, "rb", buffering=PIPE_BYTES))
+        stack.callback(pipe.close)
+        source = cast(BinaryIO, pipe)
         target = stack.enter_context(open(os.devnull, "wb")) if sealed else sink
         try:
             plain = open_stream(format, source, target, keys, plain_limit)
         except VerificationError as e:
             refused = e
-        while source.read(PIPE_BYTES):  # what the format leaves unread counts for the digest as well
+        while source.read():  # what the format leaves unread counts for the digest as well
             pass
     return Fetched(download.measure(), plain, refused)
 
@@ -67,7 +67,7 @@ def fetch(
 class _Download:
     """An object into a pipe, counted and hashed, and if wanted kept in a file as well."""
 
-    def __init__(self, store: Store, key: str, limit: int, pipe: int, keep: BinaryIO | None, stop: threading.Event) -> None:
+    def __init__(self, store: Store, key: str, limit: int, pipe: Pipe, keep: BinaryIO | None, stop: threading.Event) -> None:
         self._store, self._key, self._limit, self._pipe, self._keep, self._stop = store, key, limit, pipe, keep, stop
         self._error: BaseException | None = None
         self._measure = Measure(0, "")
@@ -82,18 +82,19 @@ class _Download:
 
     def _run(self) -> None:
         try:
-            with open(self._pipe, "wb", buffering=0) as pipe:
-                meter = Meter(cast(BinaryIO, _Sink(pipe, self._keep, self._stop)))
-                self._store.download(self._key, cast(BinaryIO, meter), self._limit)
-                self._measure = meter.measure()
+            meter = Meter(cast(BinaryIO, _Sink(self._pipe, self._keep, self._stop)))
+            self._store.download(self._key, cast(BinaryIO, meter), self._limit)
+            self._measure = meter.measure()
         except BaseException as e:
             self._error = e
+        finally:
+            self._pipe.end()
 
 
 class _Sink:
-    """Writes all of a chunk to the pipe, and to a file if there is one."""
+    """Writes a chunk to the pipe, and to a file if there is one."""
 
-    def __init__(self, pipe: BinaryIO, keep: BinaryIO | None, stop: threading.Event) -> None:
+    def __init__(self, pipe: Pipe, keep: BinaryIO | None, stop: threading.Event) -> None:
         self._pipe, self._keep, self._stop = pipe, keep, stop
 
     def write(self, chunk: bytes) -> int:
@@ -101,7 +102,4 @@ class _Sink:
             raise Stopped("told to stop")
         if self._keep is not None:
             self._keep.write(chunk)
-        left = memoryview(chunk)
-        while left:
-            left = left[self._pipe.write(left) :]
-        return len(chunk)
+        return self._pipe.write(chunk)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from ptm import layout
 from ptm.audit import Audit
@@ -40,6 +40,7 @@ from ptm.trustedparty.fetch import fetch
 from ptm.trustedparty.inbox import NEW_ID, Desk, Facts, Ignore, Refuse, Take, Wait, judge, refusal
 from ptm.trustedparty.ledger import Answer, HeldFile, Ledger
 from ptm.trustedparty.settings import PartyConfig
+from ptm.trustedparty.streams import Synced
 
 log = logging.getLogger("ptm.party")
 MAX_CLEANED = 2000
@@ -268,6 +269,6 @@ class Receiver:
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A private file in quarantine, on disk when the block ends."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+        synced = Synced(file)
+        yield cast(BinaryIO, synced)
+        synced.sync()

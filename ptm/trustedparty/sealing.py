@@ -26,6 +26,7 @@ from ptm.transfer import Transfer
 from ptm.trustedparty.formats import seal_stream
 from ptm.trustedparty.outbox import Done, Inner, Plan, PlannedFile, TransferFolder
 from ptm.trustedparty.sources import open_source
+from ptm.trustedparty.streams import Synced
 from ptm.trustedparty.unsealing import opened
 
 SPARE_BYTES = 1024 * 1024
@@ -63,9 +64,9 @@ def _seal_file(
         counting = cast("BinaryIO", _Counting(stored, progress))
         try:
             with target.open("wb") as hidden, _in_clear(counting, file.inner, registry.keys) as clear:
-                plain, cipher = seal_stream(plan.format, clear, hidden, key)
-                hidden.flush()
-                os.fsync(hidden.fileno())
+                synced = Synced(hidden)
+                plain, cipher = seal_stream(plan.format, clear, cast("BinaryIO", synced), key)
+                synced.sync()
         except OSError as e:
             raise _not_sealed(file, folder, e) from e
         after = os.fstat(stored.fileno())

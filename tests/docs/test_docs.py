@@ -27,7 +27,8 @@ GOLDEN = ROOT / "tests" / "golden"
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
     path.relative_to(ROOT)
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/**/*.md"), *ROOT.glob("ptm/**/*.md")]
+    for folder in ("", "docs/**/", "infra/**/", "ptm/**/", "examples/**/")
+    for path in ROOT.glob(f"{folder}*.md")
 )
 SIGNED = {
     "task": "alice",
