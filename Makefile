@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
-.PHONY: demo vertical test lint lock bench soak screenshots clean
+.PHONY: demo vertical test lint lock bench soak soak-party screenshots clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ptm demo $(ARGS)
@@ -37,6 +37,9 @@ bench: .venv/dev.stamp
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m bench.soak $(ARGS)
+
+soak-party: .venv/dev.stamp
+	$(BIN)/python -m bench.kills $(ARGS)
 
 # Writes both lock files anew, with the newest versions that pyproject.toml allows. hatchling and editables are what installing ptm itself takes.
 lock:

@@ -28,7 +28,7 @@ peak = lambda: re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").
 atexit.register(lambda: print(peak(), file=sys.stderr))
 sys.exit(run(sys.argv[1:]))
 """
-"""Runs `ptm` and says at its end how many KiB it had in memory at most. What the kernel tells a parent counts the parent as well."""
+"""Runs `ptm` and says at its end how many KiB it had in memory at most. (What a parent is told counts the parent, too.)"""
 _PARTY = """
 min_free_mb = 0
 [[collection]]

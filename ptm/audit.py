@@ -206,7 +206,7 @@ def _from_the_end(path: Path) -> Iterator[bytes]:
 
 
 def _no_log(path: Path) -> UsageError:
-    return UsageError(f"there is no {path}", hint="`ptm node watch` writes it")
+    return UsageError(f"there is no {path}", hint="`ptm node watch`, or `ptm trustedparty watch`, writes it")
 
 
 def verify(path: Path, wanted: Mapping[str, str] | None = None) -> Report:

@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import io
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,8 @@ MAX_MANIFEST_BYTES = 160 * 1024
 MAX_HEADER_BYTES = 128 * 1024
 """An age file's header has about 100 bytes for each of its recipients, of whom a task has `MAX_SITES` + 1 at most."""
 
-BUFFER_BYTES = 2 * 1024 * 1024
-IN_THREAD_BYTES = 256 * 1024
-"""A chunk of at least this size is hashed in a thread: for smaller ones that costs more than it saves."""
+BUFFER_BYTES = 256 * 1024
+"""What is copied, hashed and encrypted at a time fits into a processor's own memory: bigger chunks take longer."""
 _ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 
 
@@ -42,14 +40,11 @@ class Measure:
 
 
 class Meter:
-    """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it).
-
-    A big chunk is hashed in a thread, beside whatever is done with it; the next one waits for that."""
+    """Counts and hashes what is read from or written to a stream, and remembers the stream's own error (pyrage blurs it)."""
 
     def __init__(self, stream: BinaryIO, limit: int | None = None, *, hashes: bool = True) -> None:
         self._stream, self._limit = stream, limit
         self._hash = hashlib.sha256() if hashes else None
-        self._hashing: threading.Thread | None = None
         self.size = 0
         self.error: BaseException | None = None
 
@@ -78,24 +73,12 @@ class Meter:
         self.size += len(chunk)
         if self._limit is not None and self.size > self._limit:
             raise SealError(f"has more than {self._limit} bytes")
-        if self._hash is None:
-            return
-        self._wait()
-        if len(chunk) < IN_THREAD_BYTES:
+        if self._hash is not None:
             self._hash.update(chunk)
-        else:
-            self._hashing = threading.Thread(target=self._hash.update, args=(chunk,), name="hash")
-            self._hashing.start()
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.join()
-            self._hashing = None
 
     def measure(self) -> Measure:
         """Not of one that does not hash."""
         assert self._hash is not None
-        self._wait()
         return Measure(self.size, self._hash.hexdigest())
 
 

@@ -4,17 +4,17 @@ All but `audit` work beside a running node and on any machine with the site's ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptm.cli.auditlog import print_entries, report_json, say_whether_whole
 from ptm.cli.show import clean, json_option, note, print_json, print_table
-from ptm.errors import UsageError, VerificationError
+from ptm.errors import UsageError
 
 if TYPE_CHECKING:
-    from ptm.audit import Entry, Report
     from ptm.model import Decision
     from ptm.node.decisions import Waiting
     from ptm.registry import Registry
@@ -195,21 +195,12 @@ def audit(home: str | None, /, task_id: str | None, last: int | None, verify: bo
       ptm node audit --last 20
       ptm node audit --verify
     """
-    from ptm.audit import entries, in_words, newest
     from ptm.config import find_home
 
-    place = find_home(home)
     if verify:
         _verify(home, as_json)
-        return
-    kept: Iterable[Entry] = (entry for entry in entries(place.audit) if task_id in (None, entry.task))
-    if last:
-        kept = reversed(newest(place.audit, last, task_id)[0])
-    if as_json:
-        print_json([entry.model_dump(mode="json", exclude_none=True) for entry in kept])
-        return
-    for entry in kept:
-        click.echo(clean(in_words(entry)))
+    else:
+        print_entries(find_home(home).audit, task_id, last, as_json)
 
 
 def _verify(home: str | None, as_json: bool) -> None:
@@ -220,36 +211,12 @@ def _verify(home: str | None, as_json: bool) -> None:
     worker = read_toml(place.node, NodeConfig).worker
     report, seen, others = verify_against_registry(site_registry(home), place.audit, worker)
     if as_json:
-        print_json(_report(report, seen, others))
+        print_json({**report_json(report), "results": seen, "results_of_other_workers": others})
     else:
         click.echo(f"entries   {report.entries}")
         click.echo(f"head      {report.head}")
         click.echo(f"results   {seen} of this worker in the registry, {others} of others")
-    if report.torn:
-        note("the last line is not finished: the node is writing it, or crashed; its next start says so in the log")
-    problems = [
-        *report.problems,
-        *(f"there is no entry {head[:16]}…, which {where} names" for head, where in report.missing.items()),
-    ]
-    if problems:
-        for problem in problems:
-            note(problem)
-        raise VerificationError(
-            f"the audit log is not whole: {problems[0]}", hint="keep the file as it is, and find out who changed it"
-        )
-    note("nothing was changed or cut off")
-
-
-def _report(report: Report, seen: int, others: int) -> dict[str, Any]:
-    return {
-        "entries": report.entries,
-        "head": report.head,
-        "results": seen,
-        "results_of_other_workers": others,
-        "problems": report.problems,
-        "missing": report.missing,
-        "whole": report.whole,
-    }
+    say_whether_whole(report)
 
 
 def site_registry(home: str | None) -> Registry:

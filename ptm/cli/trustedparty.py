@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.arguments import name_and_value
+from ptm.cli.auditlog import print_entries, report_json, say_whether_whole
 from ptm.cli.pages import Group
 from ptm.cli.show import json_option, note, print_json, print_table
 from ptm.errors import UsageError
@@ -249,3 +250,35 @@ def purge(
         note("purged" if asked.done else asked.why)
     else:
         note("there is nothing to purge")
+
+
+@trustedparty.command()
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N entries.")
+@click.option("--verify", is_flag=True, help="Check that no entry was changed or taken out of the middle.")
+@json_option
+@click.pass_obj
+def audit(home: str | None, /, last: int | None, verify: bool, as_json: bool) -> None:
+    """Print what was accepted, refused and purged here, oldest first, or check that nothing in it was changed.
+
+    Exit code 11 if the check finds something. A log that was cut off at its end is not noticed: compare the number of entries,
+    or the head, with one noted elsewhere.
+
+    \b
+    Examples:
+      ptm trustedparty audit --last 20
+      ptm trustedparty audit --verify
+    """
+    from ptm.audit import verify as check_chain
+    from ptm.config import find_home
+
+    path = find_home(home).party_audit
+    if not verify:
+        print_entries(path, None, last, as_json)
+        return
+    report = check_chain(path)
+    if as_json:
+        print_json(report_json(report))
+    else:
+        click.echo(f"entries   {report.entries}")
+        click.echo(f"head      {report.head}")
+    say_whether_whole(report)

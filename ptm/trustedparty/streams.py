@@ -1,4 +1,4 @@
-"""Two streams for big files on their way: a pipe between two threads, in memory, and a file that is synced while it is written."""
+"""Two streams for big files on their way: a pipe between threads, in memory, and a file that is synced while it is written."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import deque
 from typing import BinaryIO
 
 ROOM = 4
-"""Chunks in a pipe. Who writes makes them, of 1 or 2 MiB each."""
+"""Chunks in a pipe. Who writes makes them, of 1 MiB at most."""
 SYNC_BYTES = 64 * 1024 * 1024
 
 
 class Pipe:
-    """Bytes from one thread to another, a few chunks at most. One writes and ends it, one reads and closes it; a writer whose reader
-    has closed it gets `BrokenPipeError`. (An `os.pipe` takes 64 KiB at a time: thousands of turns between the threads.)"""
+    """Bytes from one thread to another, a few chunks at most. One writes and ends it, one reads and closes it; a writer whose
+    reader has closed it gets `BrokenPipeError`. (An `os.pipe` takes 64 KiB at a time: thousands of turns between the threads.)"""
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
@@ -60,7 +60,7 @@ class Pipe:
 
 
 class Synced:
-    """A file to write. What is written goes to the disk meanwhile, in a thread, so that `sync` at the end has little left to do."""
+    """A file to write. What is written goes to the disk meanwhile, in a thread, so that `sync` has little left to do."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._new = file, 0

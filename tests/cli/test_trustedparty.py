@@ -57,6 +57,13 @@ def test_session_of_a_party(ptm: CommandLine, tmp_path: Path) -> None:
     assert [(purge["by"], purge["reason"]) for purge in shown["purges"]] == [("Eve Holt", "study ended")]
     assert "purged" in ptm.run("--home", "ttp", "trustedparty", "list", "link").err
 
+    log = ptm.folder / "ttp/party-audit.jsonl"
+    events = [entry["event"] for entry in json.loads(ptm.ok("--home", "ttp", "trustedparty", "audit", "--json"))]
+    assert "transfer-accepted" in events
+    assert "nothing was changed" in ptm.run("--home", "ttp", "trustedparty", "audit", "--verify").err
+    log.write_text(log.read_text().replace("a.csv", "b.csv"))
+    assert ptm.run("--home", "ttp", "trustedparty", "audit", "--verify").code == 11
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_watch_stops_when_told(ptm: CommandLine, number: signal.Signals) -> None:
