@@ -3,7 +3,7 @@ otherwise; the long version of `tests/trustedparty/test_kill.py`.
 
     python -m bench.kills [--kills N] [--seed N]
 
-In the end every transfer has to be accepted once, or refused; and nobody may have seen a file in the collection that was not whole.
+In the end every transfer has to be accepted once, or refused; and nobody may have seen a file there that was not whole.
 The seed brings the same dice back, though not the same moments."""
 
 from __future__ import annotations

@@ -9,11 +9,14 @@ only if the ciphertext had the signed size and digest, and the plaintext is the 
 The library is kept on a short lead: it logs secret keys at level DEBUG, so its loggers are silenced; it takes a full disk for a
 closed pipe and goes on, so the streams' own errors are raised; and it believes lengths in a header, so headers are bounded.
 
-What this does not do: edit lists are read (the standard asks for it), never written; no passphrases."""
+What this does not do: edit lists, which the standard knows, are refused, not followed; no passphrases. A header's packets are
+not tied to each other, so anybody may add an edit list to somebody else's file, and would learn from what became of it whether a
+byte of it was guessed right."""
 
 from __future__ import annotations
 
 import base64
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -30,6 +33,8 @@ from ptm.seal import Measure, Meter, buffered, cause, raise_swallowed
 
 MAX_HEADER_BYTES = 128 * 1024
 MAX_PACKETS = 1024
+MAX_KEYS = 8
+"""Packets of a header that one member can open. Each segment is tried with every key that they hold."""
 SEGMENT = 65_536 + 28
 """A ciphertext segment: 64 KiB with a 12-byte nonce and a 16-byte tag."""
 _METHOD = 0
@@ -65,8 +70,11 @@ def unseal(source: BinaryIO, sink: BinaryIO, identity: pyrage.x25519.Identity, l
     cipher, plain = Meter(source, hashes=False), Meter(sink, limit)
     try:
         with buffered(cipher, plain) as (whole, clear):
-            _check_header(whole.peek(MAX_HEADER_BYTES)[:MAX_HEADER_BYTES])
-            lib.decrypt([(_METHOD, _raw_key(str(identity), PREFIX_SECRET), None)], whole, clear)
+            keys = [(_METHOD, _raw_key(str(identity), PREFIX_SECRET), None)]
+            head = whole.peek(MAX_HEADER_BYTES)[:MAX_HEADER_BYTES]
+            _check_header(head)
+            _check_packets(head, keys)
+            lib.decrypt(keys, whole, clear)
     except Exception as e:
         raise cause(plain, cipher, e, "cannot be opened: sealed to somebody else, cut off or changed") from e
     raise_swallowed(plain, cipher)
@@ -114,3 +122,14 @@ def _check_header(head: bytes) -> None:
         at += max(4, int.from_bytes(head[at : at + 4], "little"))
         if at > len(head):
             raise SealError(f"cannot be opened: its header is cut off, or has more than {MAX_HEADER_BYTES} bytes")
+
+
+def _check_packets(head: bytes, keys: Sequence[tuple[int, bytes, None]]) -> None:
+    """`SealError` for an edit list, or for more keys than a file needs, among the packets that these keys open."""
+    from crypt4gh import header
+
+    packets, _ = header.decrypt(header.parse(io.BytesIO(head)), keys)
+    if any(packet[:4] == header.PACKET_TYPE_EDIT_LIST for packet in packets):
+        raise SealError("cannot be opened: it has an edit list", hint="send the file that the edit list makes of it")
+    if len(packets) > MAX_KEYS:
+        raise SealError(f"cannot be opened: it has more than {MAX_KEYS} keys for one member", hint="encrypt the file anew")

@@ -1,4 +1,4 @@
-"""Files on this machine, written so that a crash leaves the old one or the new one, never half of one.
+"""Files on this machine, written so that a crash leaves the old one or the new one, never half of one; and locks on them.
 
 Secrets get mode 0600 before a byte is in them. What is published into a person's folder gets the mode their umask gives.
 """
@@ -6,6 +6,7 @@ Secrets get mode 0600 before a byte is in them. What is published into a person'
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,22 @@ def atomic_file(path: Path, *, mode: int | None = None, exclusive: bool = False)
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file, which is made if need be, until the block ends, or the process, however it ends. False if another process
+    holds it; with `wait` that is waited for."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 
 MARKER = "ptm.json"
-TRUST = "trust/"
 PENDING = "trust/pending/"
 _NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 _ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
@@ -24,9 +23,6 @@ _NOTE = re.compile(
 _RESULT = re.compile(rf"sites/(?P<site>{_NAME})/runs/(?P<task>{_ULID})/result\.json")
 _TRANSFER = re.compile(rf"inbox/(?P<party>{_NAME})/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/manifest\.json")
 _TRANSFER_FILE = re.compile(rf"inbox/{_NAME}/{_NAME}/{_ULID}/files/[^/]+\.(age|c4gh)")
-_RECEIPT = re.compile(
-    rf"sites/(?P<party>{_NAME})/receipts/(?P<sender>{_NAME})/(?P<transfer>{_ULID})/(?P<seen>[0-9a-f]{{64}})\.json"
-)
 _APPROVAL = re.compile(rf"sites/{_NAME}/approvals/(?P<digest>[0-9a-f]{{64}})(\.(?P<withdrawn>[0-9a-f]{{64}})\.withdrawn)?\.json")
 _DAY_RUN = re.compile(rf"sites/{_NAME}/days/[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}/{_NAME}/(?P<number>[0-9]{{7}})\.json")
 _CLAIM = re.compile(rf"sites/{_NAME}/runs/{_ULID}/claim\.(?P<epoch>[1-9][0-9]{{0,3}})\.json")
@@ -286,9 +282,3 @@ def parse_transfer(key: str) -> TransferKey | None:
 def is_transfer_file(key: str) -> bool:
     """Whether a key is that of a file of a transfer."""
     return _TRANSFER_FILE.fullmatch(key) is not None
-
-
-def parse_receipt(key: str) -> tuple[str, str, str, str] | None:
-    """(party, sender, transfer id, SHA-256 of the manifest it answers)."""
-    match = _RECEIPT.fullmatch(key)
-    return match and (match["party"], match["sender"], match["transfer"], match["seen"])

@@ -174,9 +174,8 @@ class PlainFile(Frozen):
 
 
 class SealedManifest(Frozen):
-    """Travels only encrypted, to the same recipients as the files it lists. It ties their plaintexts to one document,
-    so that a ciphertext copied from somebody else's task cannot be had decrypted
-    (docs/adr/0006-sealed-manifest.md)."""
+    """Travels only encrypted, to the same recipients as the files it lists. It ties their plaintexts to one document, so that a
+    ciphertext copied from somebody else's task cannot be had decrypted (docs/adr/0006-sealed-manifest.md)."""
 
     type: Literal["ptm/sealed@1"] = "ptm/sealed@1"
     registry: RegistryId
@@ -201,11 +200,13 @@ class SentFile(Frozen):
 
 
 class Delivered(Frozen):
-    """All that a researcher gets of outputs that went to a trusted party: name, size and SHA-256 of each as ciphertext."""
+    """All that a researcher gets of outputs that went to a trusted party: name, size and SHA-256 of each as ciphertext.
+    `manifest_sha256` is of the transfer's manifest as it goes into the inbox: the party's receipt is found by it."""
 
     to: Name
     collection: Name
     transfer: Ulid
+    manifest_sha256: Sha256
     files: Annotated[tuple[SentFile, ...], Field(min_length=1, max_length=MAX_FILES)]
 
 
@@ -331,8 +332,7 @@ class Refusal(Document):
     """A site's note that what lay in its queue under this task's name is not what the user signed. The run is not
     used up by it.
 
-    `seen_sha256` is the digest of the bytes as they lay there.
-    """
+    `seen_sha256` is the digest of the bytes as they lay there."""
 
     TYPE: ClassVar[str] = "ptm/refusal@1"
 

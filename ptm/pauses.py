@@ -1,5 +1,4 @@
-"""When a node looks at a task again, or a trusted party at a transfer: at once, after a rest, or after a pause that doubles with
-each outage."""
+"""When a node looks at a task again, a trusted party at a transfer, or a drop folder at a file."""
 
 from __future__ import annotations
 
@@ -7,11 +6,12 @@ import time
 
 MAX_PAUSE_S = 60.0
 Of = tuple[str, str]
-"""User and task id, or sender and transfer id: what lies under one member's name never touches another's, whatever its id."""
+"""User and task id, or sender and transfer id: what lies under one member's name never touches another's, whatever its id. For a
+file of a drop folder, which is nobody else's, an empty name and the file's."""
 
 
 class Pauses:
-    """When a task may be looked at again: at once, after a poll's rest, or after a pause that doubles with each outage."""
+    """When something may be looked at again: at once, after a poll's rest, or after a pause that doubles with each outage."""
 
     def __init__(self) -> None:
         self._until: dict[Of, float] = {}
@@ -32,9 +32,9 @@ class Pauses:
         self._length.pop(of, None)
         self._until[of] = time.monotonic() + seconds
 
-    def keep(self, tasks: set[Of]) -> None:
-        """Forget all others, so that nothing grows with the number of tasks ever seen."""
-        for of in set(self._until) - tasks:
+    def keep(self, those: set[Of]) -> None:
+        """Forget all others, so that nothing grows with the number of those ever seen."""
+        for of in set(self._until) - those:
             self.forget(of)
 
     def hurry(self) -> None:
@@ -43,7 +43,7 @@ class Pauses:
             self._until.pop(of, None)
 
     def failing(self) -> set[Of]:
-        """The tasks whose last try met an outage."""
+        """Those whose last try met an outage."""
         return set(self._length)
 
     def forget(self, of: Of) -> None:

@@ -1,8 +1,8 @@
-"""Stopping in time, whatever hangs: the node's work goes on in a thread of its own, and the thread that gets the signals waits
-for it, once told to stop no longer than a set time.
+"""Stopping in time, whatever hangs: the work of a node, a trusted party or a drop folder goes on in a thread of its own, and the
+thread that gets the signals waits for it, once told to stop no longer than a set time.
 
 A thread that waits for a server's answer cannot be interrupted; a store that takes a request and never answers would otherwise
-keep a node for minutes after SIGTERM. Everything a node does may be cut off at any moment (see `ptm.node.spool`), this too.
+keep it for minutes after SIGTERM. All of this work may be cut off at any moment (see `ptm.node.spool`), so this too.
 
 What this does not do: end that thread. It is a daemon, and ends with the process."""
 
@@ -25,7 +25,7 @@ def run_until_stopped(work: Callable[[], None], stop: threading.Event, patience_
         except BaseException as e:
             raised.append(e)
 
-    thread = threading.Thread(target=whole, name="node", daemon=True)
+    thread = threading.Thread(target=whole, name="work", daemon=True)
     thread.start()
     while thread.is_alive() and not stop.is_set():
         thread.join(LOOK_S)

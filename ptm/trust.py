@@ -20,10 +20,8 @@ What it does not do: write to the registry (`ptm.publisher`), or decide what a m
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +61,7 @@ from ptm.errors import (
     UntrustedRoot,
     UsageError,
 )
-from ptm.files import private_folder, write_atomic
+from ptm.files import hold_lock, private_folder, write_atomic
 from ptm.model import Kind, Member, Roster, format_time
 from ptm.store.base import Store
 
@@ -219,12 +217,8 @@ def read_state(home_trust: Path) -> RootState:
 def locked(home_trust: Path) -> Iterator[None]:
     """One process and thread at a time in a home's trust folder, which is made if need be."""
     private_folder(home_trust)
-    descriptor = os.open(home_trust / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with hold_lock(home_trust / LOCK_FILE, wait=True):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_root(store: Store, version: int) -> bytes | None:

@@ -184,7 +184,7 @@ class Examples:
 
     def _of_the_party(self) -> list[Example]:
         """Another task of alice's: maastro's outputs go to the trusted party ttp, and one at ttp waits for more than that."""
-        site, party, seen = "maastro", "ttp", hashlib.sha256(envelope.sign(self.transfer, signing_key("maastro"))).hexdigest()
+        site, party, seen = "maastro", "ttp", self._manifest_sha256
         return [
             self._variant(
                 "task-deliver.json",
@@ -251,6 +251,10 @@ class Examples:
             created=NOW,
         )
 
+    @property
+    def _manifest_sha256(self) -> str:
+        return hashlib.sha256(envelope.sign(self.transfer, signing_key("maastro"))).hexdigest()
+
     def _delivered(self) -> Result:
         changed = {
             "task": DELIVERING_ID,
@@ -260,7 +264,13 @@ class Examples:
             "log": None,
             "manifest": None,
             "decided_by": (),
-            "delivered": Delivered(to="ttp", collection=COLLECTION, transfer=TRANSFER_ID, files=self.transfer.files),
+            "delivered": Delivered(
+                to="ttp",
+                collection=COLLECTION,
+                transfer=TRANSFER_ID,
+                manifest_sha256=self._manifest_sha256,
+                files=self.transfer.files,
+            ),
         }
         return self.result.model_copy(update=changed)
 

@@ -4,7 +4,8 @@ A task may use a collection if the policy's rule grants it by name, as any data 
 hold who asks. Until it is complete the run waits: nothing is claimed, one signed note says what is missing, and a change of that
 is told at most `MAX_TOLD` times. From just before the claim until its result is out, or it is known that it will not run, the
 run holds the collection: nothing is published into it or purged from it meanwhile. The ledger keeps that through a crash, and
-what a crash left held by no run is let go of at the node's start."""
+what is held by no run (after a crash, or as its task was taken out of the queue before the claim) is let go of at the node's
+start and every hour."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def end_use(worker: Worker, task: Task, *, completed: bool) -> None:
 
 
 def let_go(worker: Worker, keep: set[str]) -> None:
-    """Let go of what none of these tasks holds: a crash came between the hold and the run's own record."""
+    """Let go of what none of these tasks holds: a crash, or the bucket, came between the hold and the run's own record."""
     if worker.collections is None:
         return
     for name in worker.collections.names:

@@ -59,7 +59,13 @@ def seal_for_party(
         raise NotAllowed(str(e), hint=e.hint) from e
     _check_unchanged(outputs, listed)
     transfer = prepared.transfer
-    return Delivered(to=transfer.party, collection=transfer.collection, transfer=transfer.id, files=transfer.files)
+    return Delivered(
+        to=transfer.party,
+        collection=transfer.collection,
+        transfer=transfer.id,
+        manifest_sha256=prepared.sha256,
+        files=transfer.files,
+    )
 
 
 def obstacle(registry: Registry, result: Result) -> str | None:

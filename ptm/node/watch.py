@@ -122,7 +122,8 @@ class Node:
         )
 
     def _sweep(self) -> None:
-        """Once in a while: remove what runs that are over left here. Nothing depends on it, so trouble with it is only logged."""
+        """Once in a while: remove what runs that are over left here, and let go of collections that no run holds. Trouble with it
+        is only logged."""
         if time.monotonic() < self._sweep_due:
             return
         self._sweep_due = time.monotonic() + SWEEP_EVERY_S
@@ -130,6 +131,7 @@ class Node:
         try:
             self._runner.sweep(keep)
             sweep_spool(self._home, keep)
+            let_go(self._worker, keep)
         except (PtmError, OSError) as e:
             log.warning("clearing up: %s", e)
 

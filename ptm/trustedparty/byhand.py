@@ -10,12 +10,12 @@ from ptm.audit import Audit
 from ptm.complaint import complaint
 from ptm.config import Home
 from ptm.errors import UsageError
+from ptm.files import hold_lock
 from ptm.model import Person, Text
 from ptm.registry import Registry, now_utc
 from ptm.trustedparty.ledger import HeldFile, Ledger
 from ptm.trustedparty.purge import Purger
 from ptm.trustedparty.settings import PartyConfig
-from ptm.trustedparty.watch import only_one
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def purge_by_hand(
         files = tuple(ledger.plan_purge(collection, "asked", now_utc(), sender=sender, person=person, reason=reason))
         if users := ledger.users(collection):
             return Asked(files, False, f"in use by task {users[0]}: the watch purges them when that has ended")
-        with only_one(home) as mine:
+        with hold_lock(home.party_lock) as mine:
             if not mine:
                 return Asked(files, False, "the running watch purges them at its next poll")
             audit = Audit(home.party_audit)

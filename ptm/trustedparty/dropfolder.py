@@ -18,7 +18,6 @@ What this does not do: read a file (`ptm.trustedparty.send` does), or empty `sen
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -30,7 +29,7 @@ from pathlib import Path
 
 from ptm.complaint import NAME_PATTERN
 from ptm.errors import AlreadyExists, NotFound, PtmError, TrustError, Unreachable, UsageError, VerificationError
-from ptm.files import write_atomic
+from ptm.files import hold_lock, write_atomic
 from ptm.layout import is_task_id
 from ptm.pauses import Pauses
 from ptm.registry import Registry
@@ -38,7 +37,7 @@ from ptm.store.base import Progress
 from ptm.store.changes import Alarm
 from ptm.store.changes_file import FolderWatch
 from ptm.transfer import Format
-from ptm.trustedparty.dropped import Look, as_lines, files_in, has_writer, journal_of, look_at, move
+from ptm.trustedparty.dropped import Look, as_lines, could_be_replaced, files_in, has_writer, journal_of, look_at, move
 from ptm.trustedparty.outbox import Outbox, Plan
 from ptm.trustedparty.send import Source, Stage, Stages, cancel, send
 from ptm.trustedparty.sent import wait_for_answer
@@ -111,18 +110,19 @@ class DropFolder:
                 raise UsageError(
                     f"{folder} is not a folder", hint="a drop folder needs the names sending, sent and failed for itself"
                 )
+        for folder in (self._folder, self._sending):
+            if why := could_be_replaced(folder, add=folder == self._folder):
+                raise UsageError(
+                    f"what is in {folder} could be replaced by files of this account's that nobody dropped: {why}",
+                    hint=f"`chown` it to this account, and `chmod {'+t' if folder == self._folder else '700'}` it",
+                )
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        descriptor = os.open(self._sending / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process watches {self._folder}", hint="one folder, one watch") from None
+        with hold_lock(self._sending / ".lock") as mine:
+            if not mine:
+                raise UsageError(f"another process watches {self._folder}", hint="one folder, one watch")
             yield
-        finally:
-            os.close(descriptor)
 
     def _round(self, stop: threading.Event) -> bool:
         """Look once at everything; True if a file is not settled yet."""
@@ -290,6 +290,8 @@ class DropFolder:
         """A file that the party accepts stays where it is; one that it refuses goes to those that failed."""
         name = journal.name.removeprefix(".").removesuffix(".id")
         if not self._answers.due(("", name)):
+            return
+        if look_at(journal) is None:  # a pipe, say: nothing of ours
             return
         transfer_id = journal.read_text(errors="replace")
         try:

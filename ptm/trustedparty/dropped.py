@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import itertools
 import os
+import pwd
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +29,25 @@ class Look:
     inode: int
     size: int
     modified_ns: int
+
+
+def could_be_replaced(folder: Path, *, add: bool) -> str | None:
+    """Why another account (root apart) could put something of its own in the place of what lies in a folder; None if it could
+    not. `add`: it may add files, if the folder's sticky bit keeps it from renaming others'."""
+    info = folder.stat()
+    if info.st_uid not in (0, os.geteuid()):
+        return "it belongs to another account"
+    others = info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and not _is_private(info.st_gid))
+    return "others may write there" if others and not (add and info.st_mode & stat.S_ISVTX) else None
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is this account's alone, as many systems give one to each account."""
+    try:
+        account, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return (account.pw_gid, account.pw_name) == (gid, group.gr_name) and set(group.gr_mem) <= {account.pw_name}
 
 
 def files_in(folder: Path) -> list[Path]:

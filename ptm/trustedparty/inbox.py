@@ -23,10 +23,12 @@ from ptm.model import PlainFile, as_text
 from ptm.seal import open_manifest
 from ptm.transfer import Transfer
 from ptm.trust import TrustedRoster
-from ptm.trustedparty.ledger import Room, fold
+from ptm.trustedparty.ledger import Room, fold, space
 from ptm.trustedparty.settings import MEGABYTE, CollectionRule, PartyConfig
 
 NEW_ID = "send the files again as a new transfer"
+MAX_AGE_DAYS = 90
+"""What the bucket kept back for longer is not taken: its sender has given up, or the study is over and its data are purged."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ def judge(
     """The verdict on the bytes of a manifest that lay at a key; None if there are too many to read."""
     if roster.member(key.sender) is None:
         return Ignore(f"{key.sender} is not a member of this registry")
+    if facts.free < desk.config.min_free_mb * MEGABYTE:  # refusals are kept, so even they wait
+        return Wait(f"the disk has less room than min_free_mb = {desk.config.min_free_mb}")
     transfer = None
     try:
-        transfer = _identify(body, key, desk, roster, now)
-        return _admit(transfer, desk, facts)
+        transfer = _identify(body, key, desk, roster)
+        return _admit(transfer, desk, facts, now)
     except VerificationError as e:
         return refusal(e, transfer)
 
@@ -104,7 +108,7 @@ def refusal(error: VerificationError, transfer: Transfer | None) -> Refuse:
     return Refuse(as_text(str(error)), error.hint and as_text(error.hint), transfer)
 
 
-def _identify(body: bytes | None, key: TransferKey, desk: Desk, roster: TrustedRoster, now: datetime) -> Transfer:
+def _identify(body: bytes | None, key: TransferKey, desk: Desk, roster: TrustedRoster) -> Transfer:
     """The transfer, if it is what its key says and its sender signed it."""
     member = roster.active(key.sender)
     if body is None:
@@ -116,14 +120,16 @@ def _identify(body: bytes | None, key: TransferKey, desk: Desk, roster: TrustedR
         raise NotAllowed("lies under another sender or id than it was signed for", hint="somebody copied it in the bucket")
     if transfer.id != envelope.transfer_id(transfer.created, desk.registry, transfer.sender, transfer.nonce):
         raise NotAllowed("its id was not made by its sender", hint=NEW_ID)
-    if transfer.created > now + timedelta(seconds=FUTURE_TOLERANCE_S):
-        raise NotAllowed("is from the future", hint="set the sender's clock")
     return transfer
 
 
-def _admit(transfer: Transfer, desk: Desk, facts: Facts) -> Take | Wait:
+def _admit(transfer: Transfer, desk: Desk, facts: Facts, now: datetime) -> Take | Wait:
     if facts.taken(transfer.id):
         raise NotAllowed("a transfer of this id was accepted before", hint=NEW_ID)
+    if transfer.created > now + timedelta(seconds=FUTURE_TOLERANCE_S):
+        raise NotAllowed("is from the future", hint="set the sender's clock, and send the files again")
+    if transfer.created < now - timedelta(days=MAX_AGE_DAYS):
+        raise NotAllowed(f"was made more than {MAX_AGE_DAYS} days ago", hint=NEW_ID)
     rule = _rule_for(transfer, desk.config)
     plain = open_manifest(
         transfer.manifest, desk.keys.identity, registry=desk.registry, task=transfer.id, sealed_by=transfer.sender
@@ -184,4 +190,4 @@ def _check_sizes(transfer: Transfer, rule: CollectionRule, plain: Mapping[str, P
 
 
 def _stored(transfer: Transfer, rule: CollectionRule, plain: Mapping[str, PlainFile]) -> int:
-    return sum(file.size if rule.sealed else plain[file.name].size for file in transfer.files)
+    return sum(space(file.size if rule.sealed else plain[file.name].size) for file in transfer.files)

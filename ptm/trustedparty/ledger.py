@@ -33,6 +33,8 @@ Why = Literal["used", "age", "asked"]
 MAX_PURGED = 1000
 """Files in one record of a purge."""
 BUSY_S = 10.0
+LEAST_BYTES = 4096
+"""What a file counts at least: an empty one takes an inode, a row and lines of the log."""
 _SCHEMA = """
 create table if not exists answers (
     transfer text not null,
@@ -116,8 +118,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Room:
-    """What of a sender's is in a collection: names (folded) and bytes; `leaving` are names that are being purged; `busy` if
-    nothing may be published there for now."""
+    """What of a sender's is in a collection: names (folded) and bytes (`space`); `leaving` are names that are being purged;
+    `busy` if nothing may be published there for now."""
 
     names: frozenset[str]
     leaving: frozenset[str]
@@ -143,6 +145,11 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
+def space(size: int) -> int:
+    """What a file of this size counts towards its sender's quota."""
+    return max(size, LEAST_BYTES)
+
+
 class Ledger:
     """The file, opened. Safe to use from several threads, and several processes."""
 
@@ -153,6 +160,7 @@ class Ledger:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_S)
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
+            self._db.execute("pragma secure_delete = on")
             self._db.executescript(_SCHEMA)
         except sqlite3.OperationalError as e:
             raise PtmError(f"{path} cannot be used: {e}", hint="check the free space and permissions of the home folder") from e
@@ -223,7 +231,7 @@ class Ledger:
             busy = bool(ask(f"select {_BUSY} or {_DUE}", collection, collection)[0][0])
         leaving = frozenset(str(folded) for folded, purge, _ in rows if purge is not None)
         names = frozenset(str(folded) for folded, purge, _ in rows if purge is None)
-        return Room(names, leaving, sum(int(size) for _, _, size in rows), busy)
+        return Room(names, leaving, sum(space(int(size)) for _, _, size in rows), busy)
 
     def hand_over(self) -> None:
         """What was taken for good is its reader's: nothing of it is held any more. The answers stay."""
@@ -291,6 +299,7 @@ class Ledger:
         with self._transaction() as ask:
             ask("delete from files where purge = ?", purge)
             ask("update purges set done = 1 where id = ?", purge)
+        self._ask("pragma wal_checkpoint(truncate)")  # what was deleted is in the log otherwise until that is full
 
     def purges(self, collection: str) -> list[DuePurge]:
         """Every purge of a collection, done or due, oldest first."""

@@ -23,7 +23,7 @@ from ptm import envelope, layout
 from ptm.audit import Audit
 from ptm.config import Home
 from ptm.errors import NotFound, PtmError, StoreError, TooLarge, UsageError, VerificationError
-from ptm.files import private_folder
+from ptm.files import hold_lock, private_folder
 from ptm.layout import TransferKey
 from ptm.model import MAX_FILES, Name
 from ptm.registry import Registry, now_utc
@@ -31,7 +31,6 @@ from ptm.transfer import Receipt, Transfer
 from ptm.trustedparty.ledger import Ledger
 from ptm.trustedparty.receive import Receiver
 from ptm.trustedparty.settings import MEGABYTE, CollectionRule, PartyConfig, load_party
-from ptm.trustedparty.watch import only_one
 
 MIN_FREE_MB = 64
 
@@ -107,7 +106,7 @@ def fetch(registry: Registry, folder: Path, *, sender: str | None = None, max_mb
     if load_party(registry.home) is not None:
         raise UsageError("this home is a trusted party, which takes by its own rules", hint="`ptm trustedparty watch`")
     landing = Landing(private_folder(folder.absolute() / ".ptm-inbox"))
-    with only_one(landing) as mine, contextlib.ExitStack() as stack:
+    with hold_lock(landing.party_lock) as mine, contextlib.ExitStack() as stack:
         if not mine:
             raise UsageError(f"another `ptm inbox fetch` writes into {folder}", hint="wait for it, or give another folder")
         ledger, audit = Ledger(landing.ledger), Audit(landing.party_audit)

@@ -16,8 +16,6 @@ No network. What is done with a transfer is in `ptm.trustedparty.send`."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from pydantic import Field
 
 from ptm.envelope import load
 from ptm.errors import NotFound, UsageError
-from ptm.files import private_folder, write_atomic
+from ptm.files import hold_lock, private_folder, write_atomic
 from ptm.layout import is_task_id
 from ptm.model import MAX_FILES, FileName, Frozen, Name, Nonce, PlainFile, SentFile, Sha256, Text, Time, Ulid
 from ptm.transfer import SUFFIX, Format, FromRun, Receipt
@@ -129,12 +127,12 @@ class Outbox:
     def begin(self, plan: Plan) -> Iterator[TransferFolder]:
         """The new folder of a transfer, with its plan, held until the block ends."""
         folder = TransferFolder(self.path / plan.id)
-        with self._alone():
-            self._sweep()
-            folder.make()
-            held = _try_lock(folder.path)
-            folder.save_plan(plan)
-        with held or contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            with self._alone():
+                self._sweep()
+                folder.make()
+                held.enter_context(_hold(folder.path))
+                folder.save_plan(plan)
             yield folder
 
     @contextlib.contextmanager
@@ -143,10 +141,10 @@ class Outbox:
         if not is_task_id(transfer_id):
             raise UsageError(f"{transfer_id!r} is not a transfer's id, which has 26 letters and digits", hint=SHOWS_SENT)
         folder = TransferFolder(self.path / transfer_id)
-        with self._alone():
-            held = _try_lock(folder.path)
-        with held or contextlib.nullcontext():
-            yield folder if held and folder.read_plan() is not None else None
+        with contextlib.ExitStack() as held:
+            with self._alone():
+                mine = held.enter_context(_hold(folder.path))
+            yield folder if mine and folder.read_plan() is not None else None
 
     def unfinished(self) -> list[tuple[Plan, TransferFolder]]:
         """The transfers that were begun and did not end, oldest first, whether or not somebody is at them."""
@@ -198,39 +196,22 @@ class Outbox:
         """Remove folders without a plan: of transfers that ended, or never began, when their process was killed."""
         for path in self.path.iterdir():
             folder = TransferFolder(path)
-            if is_task_id(path.name) and folder.read_plan() is None and (held := _try_lock(path)):
-                with held:
-                    folder.remove()
+            if is_task_id(path.name) and folder.read_plan() is None:
+                with _hold(path) as mine:
+                    if mine:
+                        folder.remove()
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[bool]:
         """No other process makes or takes up a transfer meanwhile."""
-        private_folder(self.path)
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return hold_lock(private_folder(self.path) / ".lock", wait=True)
 
 
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(folder: Path) -> contextlib.AbstractContextManager[None] | None:
-    """Hold a transfer's folder; None if another does, or it is not there."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return _closing(descriptor)
+def _hold(folder: Path) -> Iterator[bool]:
+    """Hold a transfer's folder; False if another does, or it is not there."""
+    with contextlib.ExitStack() as held:
+        try:
+            mine = held.enter_context(hold_lock(folder / "lock"))
+        except FileNotFoundError:
+            mine = False
+        yield mine

@@ -2,21 +2,25 @@
 
 The order, for `kill -9` at any point: intent in the ledger (from then on the files count as gone, and nothing comes or goes in
 their collection) → files removed → audit log → record signed → ledger → record in the bucket → ledger `done`. So a record says
-what was done, not what was meant, and a file whose record could not be written yet is gone all the same.
+what was done, not what was meant, and a file whose record could not be written yet is gone all the same. All files that are due
+go before the first record goes out: whoever runs the bucket keeps no file here by not answering.
 
 What this does not do: overwrite disks. A removed file's blocks are the file system's affair; encrypt the disk."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from ulid import ULID
+
 from ptm import layout
 from ptm.audit import Audit
 from ptm.config import Home
-from ptm.errors import NotFound, TooLarge, VerificationError
+from ptm.errors import AlreadyExists, NotFound, PtmError, TooLarge, Unreachable, VerificationError
 from ptm.files import sync_folder
 from ptm.registry import Registry
 from ptm.transfer import Purge, PurgedFile
@@ -29,7 +33,7 @@ log = logging.getLogger("ptm.party")
 
 @dataclass
 class Purger:
-    """One party's; there is one at a time for a home (`ptm.trustedparty.watch.only_one`)."""
+    """One party's; there is one at a time for a home (`Home.party_lock`)."""
 
     home: Home
     registry: Registry
@@ -47,33 +51,63 @@ class Purger:
                 self.ledger.plan_purge(rule.name, "age", self.now(), before=before)
 
     def carry_out(self) -> int:
-        """Do what is due and not in use; returns how many purges that were."""
+        """Do what is due and not in use; returns how many purges that were. One's trouble (the first is raised at the end) is not
+        another's."""
         due = self.ledger.due_purges()
+        bodies: list[tuple[DuePurge, bytes]] = []
+        troubles: list[PtmError] = []
         for purge in due:
-            self._carry_out(purge)
+            try:
+                bodies.append((purge, purge.body or self._remove(purge)))
+            except PtmError as e:
+                troubles.append(e)
+        for purge, body in bodies:
+            try:
+                self._publish(purge, body)
+            except PtmError as e:
+                troubles.append(e)
+                if isinstance(e, Unreachable):
+                    break
+        if troubles:
+            raise troubles[0]
         return len(due)
 
-    def _carry_out(self, purge: DuePurge) -> None:
-        body = purge.body
-        if body is None:
-            files = self.ledger.files_of_purge(purge.id)
-            self._remove(files)
-            self._note(purge, files)
-            body = self.registry.sign(self._record(purge, files))
-            self.ledger.purge_signed(purge.id, body)
-        self.registry.store.create(layout.purge(self.registry.me, purge.collection, purge.id), body)
-        self.ledger.purge_done(purge.id)
-        log.info("purged from %s (%s)", purge.collection, purge.why)
-
-    def _remove(self, files: list[HeldFile]) -> None:
-        folders = set()
+    def _remove(self, purge: DuePurge) -> bytes:
+        """The files go; returns the signed record, which is in the ledger."""
+        files = self.ledger.files_of_purge(purge.id)
         for file in files:
-            place = place_of(self.home, file)
-            place.unlink(missing_ok=True)
-            folders.add(place.parent)
-        for folder in folders:
+            try:
+                self._remove_file(file)
+            except OSError as e:
+                raise PtmError(
+                    f"{place_of(self.home, file)} cannot be purged: {e.strerror or e}", hint="remove what is in the way"
+                ) from e
+        self._note(purge, files)
+        body = self.registry.sign(self._record(purge, files))
+        self.ledger.purge_signed(purge.id, body)
+        return body
+
+    def _remove_file(self, file: HeldFile) -> None:
+        """From its collection; and from quarantine, where a crash may have left its first name."""
+        place, first = place_of(self.home, file), self.home.quarantine / file.transfer
+        place.unlink(missing_ok=True)
+        if first.exists():
+            shutil.rmtree(first)
+        for folder in (place.parent, first.parent):
             if folder.exists():
                 sync_folder(folder)
+
+    def _publish(self, purge: DuePurge, body: bytes) -> None:
+        """The record goes out. What somebody put in its place stops nothing: then it lies beside that."""
+        key = layout.purge(self.registry.me, purge.collection, purge.id)
+        try:
+            self.registry.store.create(key, body)
+        except AlreadyExists:
+            beside = layout.purge(self.registry.me, purge.collection, str(ULID.from_datetime(self.now())))
+            log.warning("%s holds something that this party did not write; the record of that purge is %s", key, beside)
+            self.registry.store.create(beside, body)
+        self.ledger.purge_done(purge.id)
+        log.info("purged from %s (%s)", purge.collection, purge.why)
 
     def _note(self, purge: DuePurge, files: list[HeldFile]) -> None:
         self.audit.record(

@@ -191,7 +191,7 @@ class Receiver:
             sender=answer.sender,
             transfer=answer.transfer,
             collection=files[0].collection,
-            files=[{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files],
+            files=[{"name": file.name, "bytes": file.bytes, "sealed_sha256": file.cipher_sha256} for file in files],
         )
         self.ledger.published(answer.transfer)
         shutil.rmtree(folder, ignore_errors=True)

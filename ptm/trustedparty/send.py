@@ -167,20 +167,35 @@ def _where(registry: Registry, prepared: Prepared) -> Literal["not there", "anno
 
 
 def receipt_of(registry: Registry, transfer: Transfer, seen_sha256: str) -> Receipt | None:
-    """The party's answer to the manifest with these bytes, verified; None if there is none yet.
+    """The party's answer to the manifest with these bytes, verified; None if there is none yet. `VerificationError`."""
+    return answer_to(
+        registry, transfer.sender, transfer.party, transfer.collection, transfer.id, transfer.files, seen_sha256=seen_sha256
+    )
+
+
+def answer_to(
+    registry: Registry,
+    sender: str,
+    party: str,
+    collection: str,
+    transfer_id: str,
+    files: tuple[SentFile, ...],
+    *,
+    seen_sha256: str,
+) -> Receipt | None:
+    """The same, for who has no manifest but knows what is in it.
 
     `VerificationError` for one that is not to be believed: not signed by the party, about another transfer, or accepting other
     files than were sent."""
-    key = layout.receipt(transfer.party, transfer.sender, transfer.id, seen_sha256)
+    key = layout.receipt(party, sender, transfer_id, seen_sha256)
     try:
-        receipt = registry.read(key, Receipt, transfer.party)
+        receipt = registry.read(key, Receipt, party)
     except NotFound:
         return None
-    said = (receipt.party, receipt.sender, receipt.transfer, receipt.seen_sha256)
-    if said != (transfer.party, transfer.sender, transfer.id, seen_sha256):
+    if (receipt.party, receipt.sender, receipt.transfer, receipt.seen_sha256) != (party, sender, transfer_id, seen_sha256):
         raise NotForUs(f"{key} answers another transfer", hint="somebody swapped objects in the bucket")
-    if receipt.state == "accepted" and (receipt.collection, receipt.files) != (transfer.collection, transfer.files):
-        raise NotForUs(f"{key} accepts other files than were sent", hint=f"ask {transfer.party} which ones it has")
+    if receipt.state == "accepted" and (receipt.collection, receipt.files) != (collection, files):
+        raise NotForUs(f"{key} accepts other files than were sent", hint=f"ask {party} which ones it has")
     return receipt
 
 

@@ -9,10 +9,8 @@ Nothing here looks into a transfer: that is `ptm.trustedparty.receive`."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from ptm import layout
 from ptm.audit import Audit
 from ptm.config import ROSTER_MAX_AGE_S, Home
 from ptm.errors import PtmError, Unreachable
+from ptm.files import hold_lock
 from ptm.layout import TransferKey
 from ptm.pauses import MAX_PAUSE_S, Pauses
 from ptm.registry import Registry, now_utc
@@ -43,21 +42,6 @@ STOP_GRACE_S = 20.0
 MAX_WARNED = 1000
 
 
-@contextlib.contextmanager
-def only_one(home: Home) -> Iterator[bool]:
-    """Hold the lock of a home's trusted party; False if another process holds it."""
-    handle = os.open(home.party_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
 class Party:
     """A trusted party at work. `watch` returns when `stop` is set, or, with `once`, when nothing is left that it can do."""
 
@@ -67,6 +51,7 @@ class Party:
         self._served: dict[str, float] = {}
         self._warned: set[str] = set()
         self._unavailable = False
+        self._unpurged: PtmError | None = None
         self._alarm = Alarm()
 
     def watch(self, stop: threading.Event, *, once: bool = False) -> bool:
@@ -78,7 +63,7 @@ class Party:
         return ended
 
     def _watch(self, stop: threading.Event, once: bool) -> None:
-        with only_one(self._home) as mine, contextlib.ExitStack() as stack:
+        with hold_lock(self._home.party_lock) as mine, contextlib.ExitStack() as stack:
             if not mine:
                 raise PtmError("another `ptm trustedparty watch` runs with this home", hint="one home, one watch")
             ledger = Ledger(self._home.ledger)
@@ -96,6 +81,8 @@ class Party:
             self._loop(stop, once)
             audit.record("party-stopped", party=self._registry.me)
         left = len(self._pauses.failing())
+        if once and self._unpurged is not None:
+            raise self._unpurged
         if once and left:
             raise PtmError(
                 f"{left} transfer(s) could not be taken for now", hint="the log above says why; run the same command again"
@@ -111,10 +98,9 @@ class Party:
 
     def _poll(self, stop: threading.Event, once: bool) -> bool:
         """Look once, and do what there is; True if there is more that could be done at once."""
+        self._purge()
         try:
             self._registry.roster(self._config.poll_s if once else ROSTER_MAX_AGE_S)
-            self._purger.plan_aged(self._config)
-            self._purger.carry_out()
             for answer in self._ledger.unfinished()[: self._config.max_pending]:
                 self._try(answer.sender, answer.transfer, partial(self._receiver.finish, answer))
             waiting = self._look()
@@ -128,6 +114,16 @@ class Party:
             self._unavailable = False
             self._pauses.hurry()
         return self._serve(waiting, stop)
+
+    def _purge(self) -> None:
+        """Before the store is asked anything: what it answers, or does not, is no reason to keep a file longer."""
+        self._unpurged = None
+        try:
+            self._purger.plan_aged(self._config)
+            self._purger.carry_out()
+        except PtmError as e:
+            self._unpurged = e
+            self._warn_once(f"purging: {e}; trying again")
 
     def _look(self) -> dict[str, list[TransferKey]]:
         """The manifests that wait, by sender, oldest id first; only those of members, revoked ones included."""

@@ -13,10 +13,10 @@ import pytest
 
 from ptm import audit, layout
 from ptm.errors import ConfigError, PtmError, Unreachable
+from ptm.files import hold_lock
 from ptm.store.file import FileStore
 from ptm.store.memory import MemoryStore
 from ptm.transfer import Transfer
-from ptm.trustedparty import watch
 from ptm.trustedparty.collection import place_of
 from ptm.trustedparty.settings import PartyConfig, load_party, write_party_file
 from tests.federation import wait_for
@@ -149,7 +149,7 @@ def test_disk_that_fills_up_while_a_file_arrives_leaves_nothing_and_is_tried_aga
 
 
 def test_second_watch_on_one_home_is_kept_out(world: World) -> None:
-    with watch.only_one(world.federation.home("ttp")) as mine:
+    with hold_lock(world.federation.home("ttp").party_lock) as mine:
         assert mine
         with pytest.raises(PtmError, match="another `ptm trustedparty watch`"):
             world.poll()

@@ -151,7 +151,7 @@ def test_party_opens_what_was_sent_and_nothing_of_it_is_in_clear(
     assert received(federation, transfer) == contents(files)
     assert (transfer.sender, transfer.party, transfer.collection, transfer.purpose) == ("clinic", "ttp", "link-2026", "linkage")
     everything = b"".join(store.get(key, 10**9) for key in inbox(store))
-    assert b"C34" not in everything
+    assert b"id,diagnosis" not in everything
     for clear in contents(files).values():
         assert hashlib.sha256(clear).hexdigest().encode() not in everything
 
