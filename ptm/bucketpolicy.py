@@ -43,12 +43,13 @@ def policy_for(url: str, name: str, kind: Kind) -> dict[str, Any]:
 
 
 def _own(name: str, kind: Kind) -> list[str]:
-    """The prefixes where a member may do everything."""
+    """The prefixes where a member may do everything. Whoever it is, something may be passed on to it."""
+    inbox = f"inbox/{name}/"
     if kind == "coordinator":
-        return ["ptm.json", "trust/", f"users/{name}/", f"queue/*/{name}/"]
+        return ["ptm.json", "trust/", f"users/{name}/", f"queue/*/{name}/", inbox, f"sites/{name}/receipts/"]
     if kind == "researcher":
-        return [f"users/{name}/", f"queue/*/{name}/", f"trust/pending/{name}/"]
-    return [f"sites/{name}/", f"queue/{name}/", f"inbox/{name}/", f"trust/pending/{name}/"]
+        return [f"users/{name}/", f"queue/*/{name}/", f"trust/pending/{name}/", inbox, f"sites/{name}/receipts/"]
+    return [f"sites/{name}/", f"queue/{name}/", inbox, f"trust/pending/{name}/"]
 
 
 def _objects(bucket: str, base: str, prefixes: list[str]) -> list[str]:

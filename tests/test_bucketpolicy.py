@@ -84,6 +84,17 @@ def test_sender_may_not_see_or_touch_others_transfers_nor_answer_for_the_party(u
 
 
 @pytest.mark.slow
+def test_researcher_fetches_what_is_passed_on_to_it(url: str, member: Any) -> None:
+    admin, jane = open_store(url), member("jane")
+    admin.upload("inbox/jane/ttp/1/files/a.csv.age", io.BytesIO(b"sealed"))
+    assert jane.get("inbox/jane/ttp/1/files/a.csv.age", 9) == b"sealed"
+    jane.create("sites/jane/receipts/ttp/1/x.json", b"answer")
+    jane.delete("inbox/jane/ttp/1/files/a.csv.age")
+    with pytest.raises(AccessDenied):
+        jane.put("sites/jane/runs/x", b"x")
+
+
+@pytest.mark.slow
 def test_researcher_writes_its_own_tasks_only(url: str, member: Any) -> None:
     jane = member("jane")
     jane.create("users/jane/tasks/1/task.json", b"x")

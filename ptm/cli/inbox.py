@@ -131,8 +131,9 @@ def resume(home: str | None, /) -> None:
 def list_(home: str | None, as_json: bool) -> None:
     """List what this home has sent, newest first, and what the parties answered.
 
-    States: sealing and sending (here, not with the party yet), sent (not answered yet), accepted, refused; unverified is an
-    answer that is not to be believed. In JSON, size is the ciphertext's in bytes.
+    States: sealing and sending (here, not with the party yet), sent (not answered yet), accepted, refused, purged (accepted, and
+    removed by the party since, as its signed record says); unverified is an answer that is not to be believed. In JSON, size is
+    the ciphertext's in bytes.
 
     \b
     Example:

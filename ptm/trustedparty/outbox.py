@@ -7,6 +7,7 @@
                              lock            held by the process that is at it
     <home>/outbox/sent/<transfer>.json          the manifest's bytes as they went into the inbox
     <home>/outbox/sent/<transfer>.answer.json   the party's receipt, once it was verified
+    <home>/outbox/sent/<transfer>.purged.json   the party's record that it removed the files, once it was verified
 
 Rules: a transfer is one process's at a time (`flock`, which ends with the process). A folder goes when its manifest lies in
 `sent/`. Everything here is private (mode 0700), for a plan has the digests of plaintexts.
@@ -28,10 +29,10 @@ from ptm.errors import NotFound, UsageError
 from ptm.files import hold_lock, private_folder, write_atomic
 from ptm.layout import is_task_id
 from ptm.model import MAX_FILES, FileName, Frozen, Name, Nonce, PlainFile, SentFile, Sha256, Text, Time, Ulid
-from ptm.transfer import SUFFIX, Format, FromRun, Receipt
+from ptm.transfer import SUFFIX, Format, FromRun, Purge, Receipt
 
 SHOWS_SENT = "`ptm inbox list` shows what this home sent"
-_SENT, _ANSWER = "sent", ".answer.json"
+_SENT, _ANSWER, _PURGED = "sent", ".answer.json", ".purged.json"
 
 
 class Inner(Frozen):
@@ -191,6 +192,18 @@ class Outbox:
         """Remember a receipt that was verified: it is written once, so it need not be asked for again."""
         body = receipt.model_dump_json(exclude_none=True).encode()
         write_atomic(self.path / _SENT / f"{receipt.transfer}{_ANSWER}", body, mode=0o600)
+
+    def purge(self, transfer_id: str) -> Purge | None:
+        """The record that `keep_purge` was given."""
+        try:
+            return load(Purge, (self.path / _SENT / f"{transfer_id}{_PURGED}").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def keep_purge(self, transfer_id: str, record: Purge) -> None:
+        """Remember a record that was verified: what was purged stays so."""
+        body = record.model_dump_json(exclude_none=True).encode()
+        write_atomic(self.path / _SENT / f"{transfer_id}{_PURGED}", body, mode=0o600)
 
     def _sweep(self) -> None:
         """Remove folders without a plan: of transfers that ended, or never began, when their process was killed."""

@@ -137,11 +137,14 @@ class Purger:
         )
 
 
-def records(registry: Registry, party: str, collection: str) -> list[Purge]:
-    """The records of a party's purges, verified with its key, oldest first. Those that are not believed are left out, with a
-    warning."""
+def records(registry: Registry, party: str, collection: str, since: datetime | None = None) -> list[Purge]:
+    """The records of a party's purges, verified with its key, oldest first; only those since a time by the party's clock, if one
+    is given. Those that are not believed are left out, with a warning."""
+    first = layout.purge(party, collection, str(ULID.from_datetime(since))[:10] if since else "")
     found: list[Purge] = []
     for info in registry.store.list(layout.purges_of(party, collection)):
+        if info.key < first.removesuffix(".json"):
+            continue
         try:
             record = registry.read_own(info.key, Purge) if party == registry.me else registry.read(info.key, Purge, party)
         except (NotFound, TooLarge, VerificationError) as e:

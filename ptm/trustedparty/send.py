@@ -22,7 +22,7 @@ from typing import Literal
 
 from ptm import envelope, layout
 from ptm.errors import AlreadyExists, NotForUs, NotFound, PtmError, TooLarge, UsageError, VerificationError
-from ptm.model import SentFile
+from ptm.model import Delivered, SentFile
 from ptm.registry import Registry
 from ptm.store.base import Progress
 from ptm.transfer import SUFFIX, Format, FromRun, Receipt, Transfer
@@ -168,34 +168,31 @@ def _where(registry: Registry, prepared: Prepared) -> Literal["not there", "anno
 
 def receipt_of(registry: Registry, transfer: Transfer, seen_sha256: str) -> Receipt | None:
     """The party's answer to the manifest with these bytes, verified; None if there is none yet. `VerificationError`."""
-    return answer_to(
-        registry, transfer.sender, transfer.party, transfer.collection, transfer.id, transfer.files, seen_sha256=seen_sha256
+    sent = Delivered(
+        to=transfer.party,
+        collection=transfer.collection,
+        transfer=transfer.id,
+        manifest_sha256=seen_sha256,
+        files=transfer.files,
     )
+    return answer_to(registry, transfer.sender, sent)
 
 
-def answer_to(
-    registry: Registry,
-    sender: str,
-    party: str,
-    collection: str,
-    transfer_id: str,
-    files: tuple[SentFile, ...],
-    *,
-    seen_sha256: str,
-) -> Receipt | None:
-    """The same, for who has no manifest but knows what is in it.
+def answer_to(registry: Registry, sender: str, sent: Delivered) -> Receipt | None:
+    """The same, for who has no manifest but what a site says of it in a result.
 
     `VerificationError` for one that is not to be believed: not signed by the party, about another transfer, or accepting other
     files than were sent."""
-    key = layout.receipt(party, sender, transfer_id, seen_sha256)
+    about = (sent.to, sender, sent.transfer, sent.manifest_sha256)
+    key = layout.receipt(*about)
     try:
-        receipt = registry.read(key, Receipt, party)
+        receipt = registry.read(key, Receipt, sent.to)
     except NotFound:
         return None
-    if (receipt.party, receipt.sender, receipt.transfer, receipt.seen_sha256) != (party, sender, transfer_id, seen_sha256):
+    if (receipt.party, receipt.sender, receipt.transfer, receipt.seen_sha256) != about:
         raise NotForUs(f"{key} answers another transfer", hint="somebody swapped objects in the bucket")
-    if receipt.state == "accepted" and (receipt.collection, receipt.files) != (collection, files):
-        raise NotForUs(f"{key} accepts other files than were sent", hint=f"ask {party} which ones it has")
+    if receipt.state == "accepted" and (receipt.collection, receipt.files) != (sent.collection, sent.files):
+        raise NotForUs(f"{key} accepts other files than were sent", hint=f"ask {sent.to} which ones it has")
     return receipt
 
 

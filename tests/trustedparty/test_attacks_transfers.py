@@ -18,12 +18,16 @@ from ptm import audit, c4gh, layout
 from ptm.errors import PtmError, Unreachable, UsageError
 from ptm.registry import now_utc
 from ptm.store.memory import MemoryStore
+from ptm.transfer import Purge
 from ptm.trustedparty import receive
 from ptm.trustedparty.byhand import purge_by_hand
 from ptm.trustedparty.collection import Collections
 from ptm.trustedparty.dropfolder import DropFolder
 from ptm.trustedparty.ledger import Ledger
+from ptm.trustedparty.outbox import Outbox
 from ptm.trustedparty.purge import records
+from ptm.trustedparty.send import Source, send
+from ptm.trustedparty.sent import overview
 from ptm.trustedparty.settings import PartyConfig
 from tests.trustedparty.parties import LINK, World, config, refused
 
@@ -373,3 +377,51 @@ def test_a_collection_that_two_hold_is_let_go_when_both_are_through(world: World
     finally:
         collections.close()
     assert [info.key for info in world.store.list(layout.purges_of("ttp", "link"))]
+
+
+# what a sender learns of a purge
+
+
+@pytest.fixture
+def purged(world: World, tmp_path: Path) -> tuple[World, Outbox, str, bytes]:
+    """What the clinic sent was accepted and purged: its world, outbox, transfer, and the record's bytes."""
+    (tmp_path / "a.csv").write_bytes(SECRET)
+    clinic = world.registry("clinic")
+    outbox = Outbox(world.federation.home("clinic").outbox)
+    send(clinic, outbox, [Source("a.csv", tmp_path / "a.csv")], to="ttp", collection="link")
+    world.poll()
+    assert [item.state for item in overview(clinic, outbox)] == ["accepted"]
+    home = world.federation.home("ttp")
+    purge_by_hand(home, world.registry("ttp"), world.config, "link", sender=None, person="Eve", reason="over")
+    (info,) = world.store.list(layout.purges_of("ttp", "link"))
+    return world, outbox, info.key, world.store.get(info.key, info.size)
+
+
+def test_a_sender_sees_that_its_files_were_purged_and_asks_for_the_record_once(
+    purged: tuple[World, Outbox, str, bytes],
+) -> None:
+    world, outbox, _, _ = purged
+    (item,) = overview(world.registry("clinic"), outbox)
+    assert item.state == "purged"
+    assert "by Eve: over" in (item.reason or "")
+
+    reads: list[str] = []
+    memory(world).before = lambda verb, key: reads.append(key) if "purges" in key else None
+    assert overview(world.registry("clinic"), outbox) == [item]
+    assert reads == []
+
+
+@pytest.mark.parametrize("how", ["signed by another", "of another collection", "of other files"])
+def test_a_purge_that_the_party_did_not_record_is_not_shown(purged: tuple[World, Outbox, str, bytes], how: str) -> None:
+    world, outbox, key, body = purged
+    record = world.registry("clinic").read(key, Purge, "ttp")
+    if how == "signed by another":
+        world.store.put(key, world.registry("mallory").sign(record))
+    elif how == "of another collection":
+        world.store.put(key, world.registry("ttp").sign(record.model_copy(update={"collection": "other"})))
+    else:
+        files = tuple(file.model_copy(update={"sha256": "0" * 64}) for file in record.files)
+        world.store.put(key, world.registry("ttp").sign(record.model_copy(update={"files": files})))
+    assert [item.state for item in overview(world.registry("clinic"), outbox)] == ["accepted"]
+    world.store.put(key, body)
+    assert [item.state for item in overview(world.registry("clinic"), outbox)] == ["purged"]
