@@ -6,7 +6,7 @@ back. No server, no database, no open port.
 
 Public names: `Client`, `TaskHandle`, `RunResult`, and the errors in `ptm.errors`. Where to start reading: `ptm.model`
 (what travels), `ptm.envelope` (signatures), `ptm.store.base` (what storage must do), `ptm.node.run` (one task's way
-through a node), `ptm.results` (what a researcher believes)."""
+through a node), `ptm.results` (what a researcher believes), `ptm.trustedparty` (files of several members, brought together)."""
 
 from __future__ import annotations
 

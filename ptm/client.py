@@ -42,7 +42,7 @@ from ptm.tasks import (
     unfit,
 )
 from ptm.transfer import Receipt
-from ptm.trustedparty.delivered import receipt_for
+from ptm.trustedparty.send import receipt_for
 
 POLL_S = 0.2
 MAX_POLL_S = 5.0

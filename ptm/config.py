@@ -315,6 +315,8 @@ def _advice(path: Path, kind: type[Frozen]) -> str:
 
 
 def toml_string(text: str) -> str:
-    """A TOML basic string (TOML v1.0, section String)."""
+    """A TOML string (TOML v1.0, section String): as it stands between single quotes if it has a backslash, as patterns do."""
+    if "\\" in text and "'" not in text and text.isprintable():
+        return f"'{text}'"
     escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'"{escaped}"'

@@ -6,18 +6,19 @@ Nodes run in this process (`Federation.node`), with the process runner or whatev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from ptm import coordinator
-from ptm.client import Client
+from ptm.client import Client, RunResult, TaskHandle
 from ptm.config import Home, Limits, NodeConfig, Profile, load_profile
 from ptm.enrolment import join, write_request
 from ptm.errors import Unreachable
@@ -176,6 +177,26 @@ class FailOnce:
                 return
             self.fired = True
         raise Unreachable(f"{verb} {key}: the network went away")
+
+
+@contextlib.contextmanager
+def running(watch: Callable[[threading.Event], object], seconds: float = 15) -> Iterator[None]:
+    """While this is open, a node, party or drop folder watches in a thread of its own; then it has to stop in time."""
+    stop = threading.Event()
+    thread = threading.Thread(target=watch, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(seconds)
+        assert not thread.is_alive()
+
+
+def outcome(task: TaskHandle, folder: Path) -> RunResult:
+    """The one result of a task for one site, with its files in a new folder below this one."""
+    (result,) = task.results(timeout=0, folder=folder / f"out-{time.monotonic_ns()}")
+    return result
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -15,8 +15,8 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ptm.cli.commands import run
-from ptm.cli.node import plain_formatter
 from ptm.cli.show import print_json
+from ptm.cli.watching import plain_formatter
 from ptm.envelope import key_id, verify_request
 from ptm.errors import Malformed, PtmError, SealError
 from ptm.seal import seal_bytes, unseal, unseal_bytes

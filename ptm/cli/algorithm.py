@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ptm.cli.pages import Group
 from ptm.cli.show import clean, json_option, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 WARN_DAYS = 60
 
 
-@click.group()
+@click.group(cls=Group)
 def algorithm() -> None:
     """Approve, withdraw, list and publish reviewed images.
 

@@ -24,7 +24,7 @@ _COMMANDS = {
     "algorithm": ("ptm.cli.algorithm:algorithm", "Approve, withdraw, list and publish reviewed images."),
     "task": ("ptm.cli.task:task", "Put, list, show and cancel tasks."),
     "results": ("ptm.cli.results:results", "Fetch, list and verify results."),
-    "inbox": ("ptm.cli.inbox:inbox", "Send encrypted files to a trusted party."),
+    "inbox": ("ptm.cli.inbox:inbox", "Send encrypted files, pass them on, and fetch them."),
     "trustedparty": ("ptm.cli.trustedparty:trustedparty", "Receive encrypted files into collections, and purge them."),
     "node": ("ptm.cli.node:node", "Set up, check and run a site's node."),
 }
@@ -59,6 +59,8 @@ def cli(ctx: click.Context, home: str | None) -> None:
     A first look:     ptm demo
     A researcher:     ptm task put …, then ptm results fetch TASK --wait -o out
     A site:           ptm node init …, then ptm node watch
+    A trusted party:  ptm trustedparty init …, then ptm trustedparty watch
+    Who sends to it:  ptm inbox send FILE… --to PARTY --collection NAME
     A coordinator:    ptm registry create URL, then ptm member admit FILE…
     To become one:    ptm member request …, then ptm join URL --root FINGERPRINT
 

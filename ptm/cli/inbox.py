@@ -12,7 +12,7 @@ from ptm.cli.inbox_key import export_key
 from ptm.cli.inbox_pass import fetch, forward
 from ptm.cli.inbox_watch import watch
 from ptm.cli.pages import Group
-from ptm.cli.show import json_option, note, print_json, print_table
+from ptm.cli.show import clean, in_bytes, json_option, note, print_json, print_table
 from ptm.errors import PtmError, TimedOut
 
 if TYPE_CHECKING:
@@ -146,14 +146,25 @@ def list_(home: str | None, as_json: bool) -> None:
     if as_json:
         print_json([_as_dict(item) for item in found])
         return
-    columns = ("transfer", "made", "to", "collection", "files", "MB", "state", "reason")
+    if not found:
+        note("nothing was sent from this home")
+        return
     print_table(
-        columns,
+        ("transfer", "made (UTC)", "to", "files", "encrypted", "state"),
         (
-            (t.id, f"{t.created:%Y-%m-%d %H:%M}", t.to, t.collection, ", ".join(t.files)[:40], f"{t.size / 1e6:.1f}", *_state(t))
+            (
+                t.id,
+                f"{t.created:%Y-%m-%d %H:%M}",
+                f"{t.to}/{t.collection}",
+                ", ".join(t.files)[:40],
+                in_bytes(t.size),
+                t.state,
+            )
             for t in found
         ),
     )
+    for said in (t for t in found if t.reason):
+        click.echo(clean(f"{said.id} {said.state}: " + "; ".join(part for part in (said.reason, said.hint) if part)))
 
 
 @inbox.command()
@@ -194,7 +205,7 @@ def _source(text: str) -> Source:
 
 def _tell(sent: Transfer) -> None:
     size = sum(file.size for file in sent.files)
-    note(f"sent {len(sent.files)} file(s), {size / 1e6:.1f} MB encrypted, to {sent.party} for {sent.collection}")
+    note(f"sent {len(sent.files)} file(s), {in_bytes(size)} encrypted, to {sent.party} for {sent.collection}")
 
 
 def _tell_how_to_go_on(outbox: Outbox) -> None:
@@ -213,16 +224,13 @@ def _report(registry: Registry, outbox: Outbox, sent: Transfer, seconds: float |
         size = sum(file.size for file in sent.files)
         print_json(found | {"size": size, "state": state, "reason": receipt.reason if receipt else None})
     if seconds is None:
+        note(f"`ptm inbox list` shows whether {sent.party} took it")
         return
     if receipt is None:
         raise TimedOut(f"{sent.party} has not answered yet", hint="`ptm inbox list` shows its answer when there is one")
     if receipt.state == "refused":
         raise PtmError(f"{sent.party} refused it: {receipt.reason}", hint=receipt.hint)
     note(f"{sent.party} accepted it")
-
-
-def _state(sent: Sent) -> tuple[str, str]:
-    return sent.state, "; ".join(part for part in (sent.reason, sent.hint) if part)
 
 
 def _as_dict(sent: Sent) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from ptm.cli.pages import Command
 
-@click.command("export-key")
+
+@click.command("export-key", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.pass_obj
 def export_key(home: str | None, file: Path) -> None:
@@ -24,8 +26,11 @@ def export_key(home: str | None, file: Path) -> None:
     from ptm.c4gh import write_key_files
     from ptm.cli.show import note
     from ptm.config import find_home
+    from ptm.errors import UsageError
     from ptm.keys import load_keys
 
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {file.parent}", hint="make it, readable by you alone, or name another one")
     public = file.with_name(f"{file.name}.pub")
     write_key_files(load_keys(find_home(home).keys).identity, file, public)
     note(f"wrote {public}, to give away")

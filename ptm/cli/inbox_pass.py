@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ptm.cli.show import json_option, note, print_json, print_table
+from ptm.cli.pages import Command
+from ptm.cli.show import in_bytes, json_option, note, print_json, print_table
 from ptm.errors import PtmError, UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ptm.trustedparty.mailbox import Taken, Waiting
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("what", metavar="COLLECTION/SENDER/NAME")
 @click.option("--to", required=True, metavar="MEMBER", help="Who gets it.")
 @click.option("--collection", required=True, metavar="NAME", help="What it is for: the receiver's collection, if it has some.")
@@ -53,11 +54,11 @@ def forward(
             Registry.open(place), place, what, to=to, collection=collection, format=format, purpose=purpose, stages=stages
         )
     click.echo(sent.id)
-    note(f"sent {sent.files[0].name}, {sent.files[0].size / 1e6:.1f} MB encrypted, to {to}")
+    note(f"sent {sent.files[0].name}, {in_bytes(sent.files[0].size)} encrypted, to {to}")
     note(f"{to} takes it with `ptm inbox fetch`, or `ptm trustedparty watch`")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Where the files go.")
 @click.option("--list", "only_list", is_flag=True, help="List what waits; take nothing.")
 @click.option("--from", "sender", metavar="MEMBER", help="Only what this member sent.")
@@ -115,14 +116,17 @@ def _list(registry: Registry, sender: str | None, as_json: bool) -> None:
     if as_json:
         print_json([_as_listed(item) for item in found])
         return
+    if not found:
+        note("nothing waits")
+        return
     rows = []
     for item in found:
         sent = item.transfer
         about = (
             (sent.collection, ", ".join(file.name for file in sent.files)[:40], sent.purpose) if sent else ("?", "?", item.why)
         )
-        rows.append((item.id, item.sender, *about[:2], f"{item.size / 1e6:.1f}", about[2]))
-    print_table(("transfer", "from", "collection", "files", "MB", "purpose"), rows)
+        rows.append((item.id, item.sender, *about[:2], in_bytes(item.size), about[2]))
+    print_table(("transfer", "from", "collection", "files", "encrypted", "purpose"), rows)
 
 
 def _as_listed(item: Waiting) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Literal
 
 import click
 
+from ptm.cli.pages import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path), metavar="FOLDER")
 @click.option("--to", required=True, metavar="PARTY", help="The trusted party.")
 @click.option("--collection", required=True, metavar="NAME", help="The party's collection that the files are for.")
@@ -40,11 +42,9 @@ def watch(
       ptm inbox watch /data/outgoing --to ttp --collection link-2026
     """
     import os
-    import signal
-    import threading
     from functools import partial
 
-    from ptm.cli.node import log_to_stderr
+    from ptm.cli.watching import log_to_stderr, stop_on_signals
     from ptm.config import find_home
     from ptm.registry import Registry
     from ptm.stop import run_until_stopped
@@ -52,8 +52,6 @@ def watch(
 
     log_to_stderr(verbose)
     drop = DropFolder(folder, Registry.open(find_home(home)), to=to, collection=collection, format=format)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     if not run_until_stopped(partial(drop.watch, stop, once=once), stop, 5):
         os._exit(0)  # a big file is on its way, in threads that Python would wait for; the next start goes on with it

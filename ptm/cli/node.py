@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,11 +14,8 @@ from ptm.cli.node_console import console
 from ptm.cli.node_decide import COMMANDS as DECIDE
 from ptm.cli.node_policy import policy
 from ptm.cli.pages import Group
-from ptm.cli.show import clean, note
+from ptm.cli.show import note
 from ptm.errors import UsageError
-
-if TYPE_CHECKING:
-    import logging
 
 
 @click.group(cls=Group)
@@ -178,8 +175,8 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     """
     import os
     import signal
-    import threading
 
+    from ptm.cli.watching import log_to_stderr, stop_on_signals
     from ptm.config import find_home
     from ptm.node.policyfile import PolicyFile
     from ptm.node.runners import make_runner
@@ -192,10 +189,8 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     policy = PolicyFile(place.policy)
     registry = Registry.open(place)
     log_to_stderr(verbose)
-    stop = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: policy.reload())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     if config.runner == "process":
         note("ptm: warning: the process runner is no sandbox: tasks run with this account's rights")
     made = Node(place, registry, config, policy, make_runner(config, registry.id, registry.me, place))
@@ -215,31 +210,6 @@ def _check_flags(data: tuple[str, ...], flags: dict[str, Any]) -> None:
             "a SPARQL data source needs gateway_image, an image with python3 that forwards to it",
             hint="--gateway-image python:3.12-slim, or any image with python3 that the engine can get",
         )
-
-
-def plain_formatter() -> logging.Formatter:
-    """One line for a message, whoever's words are in it, and no control character in any line."""
-    import logging
-
-    class Plain(logging.Formatter):
-        def formatMessage(self, record: logging.LogRecord) -> str:
-            return clean(super().formatMessage(record))
-
-        def formatException(self, ei: Any) -> str:
-            return "\n".join(clean(line) for line in super().formatException(ei).split("\n"))
-
-    return Plain("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
-
-
-def log_to_stderr(verbose: bool) -> None:
-    """What a command that goes on says: warnings of all, and ptm's own information."""
-    """Where the log of a command that goes on for long goes."""
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(plain_formatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("ptm").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def _data(text: str) -> tuple[str, str]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.node_decide import site_registry
+from ptm.cli.pages import Command
 from ptm.cli.show import json_option, note, print_json, print_table
 
 if TYPE_CHECKING:
     from ptm.node.firstuse import Given
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @click.pass_obj
 def approvals(home: str | None, /, as_json: bool) -> None:
@@ -36,7 +37,7 @@ def approvals(home: str | None, /, as_json: bool) -> None:
     print_table(columns, ((given.image, given.image_digest, *_last(given)) for given in found))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("image", metavar="IMAGE@DIGEST")
 @click.option("--by", required=True, metavar="NAME", help="Who takes it back; it stands in the registry and in the audit log.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; it travels in clear.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from ptm.cli.node_decide import site_registry
+from ptm.cli.pages import Command
 from ptm.cli.show import note
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free one", help="Port on 127.0.0.1.")
 @click.pass_obj
 def console(home: str | None, /, port: int) -> None:

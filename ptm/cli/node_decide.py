@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptm.cli.auditlog import print_entries, report_json, say_whether_whole
+from ptm.cli.pages import Command
 from ptm.cli.show import clean, json_option, note, print_json, print_table
 from ptm.errors import UsageError
 
@@ -39,7 +40,7 @@ def _who(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return add
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @click.pass_obj
 def pending(home: str | None, /, as_json: bool) -> None:
@@ -83,7 +84,7 @@ def pending(home: str | None, /, as_json: bool) -> None:
             note(f"{w.task.id}: {clean(w.asked.reason)}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("task_id", metavar="TASK")
 @click.option(
     "--inputs", "folder", type=click.Path(path_type=Path), help="Also write all inputs, in clear, into this new folder."
@@ -115,7 +116,7 @@ def show(home: str | None, /, task_id: str, folder: Path | None, as_json: bool) 
         note(f"wrote the inputs to {folder}; remove them when you have read them")
 
 
-@click.command()
+@click.command(cls=Command)
 @_who(required=False)
 @click.pass_obj
 def approve(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
@@ -130,7 +131,7 @@ def approve(home: str | None, /, task_id: str, by: str, reason: str, expect: str
     _say(task_id, decisions.approve(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
-@click.command()
+@click.command(cls=Command)
 @_who(required=True)
 @click.pass_obj
 def deny(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
@@ -145,7 +146,7 @@ def deny(home: str | None, /, task_id: str, by: str, reason: str, expect: str | 
     _say(task_id, decisions.deny(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
-@click.command()
+@click.command(cls=Command)
 @_who(required=False)
 @click.pass_obj
 def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
@@ -160,7 +161,7 @@ def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str
     _say(task_id, decisions.release(site_registry(home), task_id, by=by, reason=reason, expect=expect))
 
 
-@click.command()
+@click.command(cls=Command)
 @_who(required=True)
 @click.option("--file", "files", multiple=True, metavar="NAME", help="Only this file; repeat. The rest still waits.")
 @click.pass_obj
@@ -179,7 +180,7 @@ def withhold(home: str | None, /, task_id: str, by: str, reason: str, expect: st
     _say(task_id, decisions.withhold(site_registry(home), task_id, by=by, reason=reason, files=files, expect=expect))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--task", "task_id", metavar="TASK", help="Only what is about this task.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N entries.")
 @click.option("--verify", is_flag=True, help="Check the whole chain, and against this worker's results in the registry.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptm.cli.pages import Group
 from ptm.cli.show import clean, json_option, print_json
 from ptm.errors import PtmError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ptm.node.trial import Trial
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Ask the site's policy what it would decide."""
 

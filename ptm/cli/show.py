@@ -32,6 +32,16 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c in "\n\t" else "?" for c in text)
 
 
+def in_bytes(size: int) -> str:
+    """A file's size for people: `272 bytes`, `18.2 kB`, `600.1 MB`."""
+    if size < 1000:
+        return f"{size} bytes"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if size < 999.95 * factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1e12:.1f} TB"
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout, as wide as the terminal."""
     from rich import box

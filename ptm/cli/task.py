@@ -56,6 +56,8 @@ def put(home: str | None, /, file: Path | None, task_id: str | None, dry_run: bo
       ptm task put --image myConsortium/count:1 --site maastro --input params.json \\
                    --data cohort --purpose "Count patients" --expires 7d
       ptm task put task.json --site maastro --site umcu
+      ptm task put --image myConsortium/pseudonymise:1 --site maastro --data cohort \\
+                   --deliver ttp/link-2026 --purpose "Link" --expires 7d
     """
     from ptm.client import Client, raise_for_failed
     from ptm.tasks import check_request, put_task, resume_task

@@ -32,7 +32,7 @@ def trustedparty() -> None:
     help="Who sends what: a regular expression that matches a file's whole name; repeat.",
 )
 @click.option("--researcher", "researchers", multiple=True, metavar="NAME", help="Who may compute on it; repeat. None: nobody.")
-@click.option("--purge", metavar="used|DAYSd", help="When its files go.  [default: only by hand]")
+@click.option("--purge", metavar="WHEN", help="When its files go: used, or after days, as 30d.  [default: only by hand]")
 @click.pass_obj
 def init(
     home: str | None, /, collection: str | None, senders: tuple[str, ...], researchers: tuple[str, ...], purge: str | None
@@ -77,6 +77,7 @@ def check(home: str | None) -> None:
     """
     import shutil
 
+    from ptm import layout
     from ptm.config import find_home
     from ptm.registry import Registry
     from ptm.trustedparty.settings import MEGABYTE, need_party
@@ -93,7 +94,7 @@ def check(home: str | None) -> None:
         for name in (*rule.senders, *rule.researchers):
             if roster.member(name) is None:
                 note(f"settings  note: {rule.name} names {name}, which the roster does not know (yet)")
-    waiting = sum(1 for _ in registry.store.list_prefixes(f"inbox/{registry.me}/"))
+    waiting = sum(1 for _ in registry.store.list_prefixes(layout.inbox_of(registry.me)))
     click.echo(f"inbox     ok: {waiting} sender(s) have something there")
     free = shutil.disk_usage(place.path).free // MEGABYTE
     if free < config.min_free_mb:
@@ -108,17 +109,17 @@ def check(home: str | None) -> None:
 def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     """Watch the inbox: verify what members send, publish it into collections, answer, and purge what is due.
 
-    Runs until it gets SIGTERM or Ctrl-C. It may be stopped, or killed, at any time: the next start goes on with what was begun.
+    What is taken or refused is said in the log, and to the sender. With --once, exit code 1 if something has to wait. Else it
+    runs until it gets SIGTERM or Ctrl-C. It may be stopped, or killed, at any time: the next start goes on with what was begun.
 
     \b
-    Example:
+    Examples:
+      ptm trustedparty watch
       ptm trustedparty watch --once
     """
     import os
-    import signal
-    import threading
 
-    from ptm.cli.node import log_to_stderr
+    from ptm.cli.watching import log_to_stderr, stop_on_signals
     from ptm.config import find_home
     from ptm.registry import Registry
     from ptm.trustedparty.settings import need_party
@@ -128,9 +129,7 @@ def watch(home: str | None, /, once: bool, verbose: bool) -> None:
     config = need_party(place)
     registry = Registry.open(place)
     log_to_stderr(verbose)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     if not Party(place, registry, config).watch(stop, once=once):
         os._exit(0)  # a connection hangs, in a thread that Python would wait for; the next start makes it good
 
@@ -201,19 +200,26 @@ def _show(state: CollectionState, purged: list[Purge]) -> None:
     from ptm.model import format_time
 
     rows = [(file.sender, file.name, file.size, format_time(file.arrived), file.transfer) for file in state.files]
-    print_table(("sender", "file", "bytes", "arrived", "transfer"), rows)
+    if rows:
+        print_table(("sender", "file", "bytes", "arrived", "transfer"), rows)
     for missing in state.missing:
         note(f"missing: {missing}")
     note(f"{'complete' if state.complete else 'not complete'}; files are in {state.folder}")
     for record in purged:
-        whose = f" by {record.by}: {record.reason}" if record.by else f" after task {record.task}" if record.task else ""
-        note(f"purged {format_time(record.created)}: {len(record.files)} file(s), {record.why}{whose}")
+        why = (
+            f"asked by {record.by}: {record.reason}"
+            if record.by
+            else f"used by task {record.task}"
+            if record.task
+            else record.why
+        )
+        note(f"purged {format_time(record.created)}: {len(record.files)} file(s), {why}")
 
 
 @trustedparty.command()
 @click.argument("collection")
 @click.option("--sender", metavar="NAME", help="Only this sender's files.")
-@click.option("--by", "person", required=True, metavar="WHO", help="Who decides it, for the record.")
+@click.option("--by", "person", required=True, metavar="NAME", help="Who decides it, for the record.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why, for the record.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
@@ -243,7 +249,8 @@ def purge(
         files = [{"sender": file.sender, "name": file.name, "transfer": file.transfer} for file in asked.files]
         print_json({"files": files, "done": asked.done})
         return
-    print_table(("sender", "file", "bytes"), [(file.sender, file.name, file.size) for file in asked.files])
+    if asked.files:
+        print_table(("sender", "file", "bytes"), [(file.sender, file.name, file.size) for file in asked.files])
     if dry_run:
         note("nothing was removed: this was a dry run")
     elif asked.files:

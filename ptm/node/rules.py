@@ -109,6 +109,11 @@ class AllowRule(Frozen):
             raise ValueError("a rule says which images it is about: images, digests, or reviewed = true")
         if self.approval_timeout is not None and self.approval == "auto":
             raise ValueError("approval_timeout means nothing with approval = 'auto'")
+        if self.deliver and self.release == "auto" and self.outputs.names is None:
+            raise ValueError(
+                "deliver with release = 'auto' needs outputs.names: the researcher sees the names of what is delivered,"
+                " and an image could write data into them"
+            )
         if self.release_timeout is not None and self.release == "auto":
             raise ValueError("release_timeout means nothing with release = 'auto'")
         return self

@@ -31,8 +31,6 @@ from ptm.seal import seal_file, seal_manifest
 from ptm.trust import TrustedRoster
 
 log = logging.getLogger("ptm.node")
-
-
 LOOK_S = 3600.0
 """Nobody looks at a run's inputs for longer: an older folder of them is what a crash left."""
 
@@ -64,16 +62,16 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / LOG_NAME
 
+    @property
+    def transfer(self) -> Path:
+        """What is on its way to a trusted party, sealed."""
+        return self.path / "transfer"
+
     def fresh(self, name: str) -> Path:
         """An empty private folder in it."""
         folder = self.path / name
         shutil.rmtree(folder, ignore_errors=True)
         return private_folder(folder)
-
-    @property
-    def transfer(self) -> Path:
-        """What is on its way to a trusted party, sealed."""
-        return self.path / "transfer"
 
     def sealed(self, name: str) -> Path:
         return self.path / "sealed" / f"{name}.age"
@@ -197,8 +195,7 @@ def deliver(worker: Worker, row: RunRow) -> None:
     be tried again."""
     registry = worker.registry
     if row.phase == "spooled" and row.result is not None:
-        body = _unless_undeliverable(worker, row, row.result)
-        result = envelope.load(Result, envelope.parse(body).canonical)
+        result, body = _unless_undeliverable(worker, row, row.result)
         committed = _commit(worker, row, result, body)
         sha256 = hashlib.sha256(body).hexdigest()
         worker.audit.record("result-delivered" if committed else "result-dropped", row.task, bytes=len(body), sha256=sha256)
@@ -209,21 +206,22 @@ def deliver(worker: Worker, row: RunRow) -> None:
     registry.dequeue(registry.me, row.user, row.task)
 
 
-def _unless_undeliverable(worker: Worker, row: RunRow, body: bytes) -> bytes:
-    """The result as it goes out: another one, if the party that its outputs are for was revoked since they were sealed and
-    nothing of it is out yet."""
+def _unless_undeliverable(worker: Worker, row: RunRow, body: bytes) -> tuple[Result, bytes]:
+    """The result as it goes out, and its signed bytes: another one, if the party that its outputs are for was revoked since
+    they were sealed and nothing of it is out yet."""
     registry = worker.registry
     result = envelope.load(Result, envelope.parse(body).canonical)
     why = delivery.obstacle(registry, result)
     if why is None or registry.exists(layout.result(registry.me, row.task)):
-        return body
+        return result, body
     log.warning("task %s: %s", row.task, why)
     delivery.give_up(registry, RunFolder(registry.home, row.task).transfer)
     reason = as_text(f"the outputs could not be delivered: {why}")
     instead = result.model_copy(update={"state": "failed", "exit_code": None, "reason": reason, "delivered": None})
     worker.audit.record("delivery-given-up", row.task, reason=reason)
-    worker.state.spooled(row.task, registry.sign(instead))
-    return registry.sign(instead)
+    body = registry.sign(instead)
+    worker.state.spooled(row.task, body)
+    return instead, body
 
 
 def _commit(worker: Worker, row: RunRow, result: Result, body: bytes) -> bool:

@@ -69,7 +69,7 @@ class Node:
         )
         self._in_hand: dict[Of, threading.Thread] = {}
         self._canceled: set[Of] = set()
-        self._pauses = Pauses()
+        self._pauses = Pauses[Of]()
         self._troubles: dict[Of, str] = {}
         self._sweep_due = time.monotonic()
         self._warned: set[str] = set()

@@ -1,1 +1,11 @@
-"""The trusted third party: encrypted files in a member's inbox, received, and held in collections to compute on together."""
+"""The trusted third party: encrypted files in a member's inbox, received, and held in collections to compute on together.
+
+Sending, at any member:     `send` (the steps), `sources` (what a person named), `sealing`, `outbox` (what survives a crash),
+                            `sent` (what became of it); `dropfolder`, with `dropped` for its files; `forward` (a party passes on)
+Receiving, at the party:    `watch` (the loop), `inbox` (the verdict on a manifest), `receive` (fetch, publish, answer), `fetch`
+                            (one file); `mailbox` (the same by hand, for who is no party)
+Holding:                    `settings` (party.toml), `collection` (what is there, who may compute), `ledger` (what must not be
+                            forgotten), `purge`, `byhand` (a person asks for a purge)
+Files on their way:         `formats` (age, Crypt4GH), `unsealing`, `streams`
+
+Where to start: `send` and `receive`. What travels is in `ptm.transfer`, and where it lies in `ptm.layout`."""

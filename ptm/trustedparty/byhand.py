@@ -40,7 +40,8 @@ def purge_by_hand(
 ) -> Asked:
     """Have a collection's files go, all or a sender's. With `dry_run` nothing happens. `UsageError`; `StoreError` if the record
     could not be written: the files are gone then, and the next watch writes it."""
-    if config.rule(collection) is None:
+    rule = config.rule(collection)
+    if rule is None:
         raise UsageError(f"there is no collection {collection}", hint="`ptm trustedparty list` shows them")
     try:
         TypeAdapter(Person).validate_python(person)
@@ -49,6 +50,8 @@ def purge_by_hand(
         raise UsageError(f"--by, --reason: {complaint(e)}") from e
     ledger = Ledger(home.ledger)
     try:
+        if sender is not None and sender not in {*rule.senders, *(file.sender for file in ledger.held(collection))}:
+            raise UsageError(f"{sender} sends nothing to {collection}", hint=f"its senders are {', '.join(rule.senders)}")
         if dry_run:
             return Asked(tuple(file for file in ledger.held(collection) if sender in (None, file.sender)), False)
         files = tuple(ledger.plan_purge(collection, "asked", now_utc(), sender=sender, person=person, reason=reason))

@@ -70,7 +70,7 @@ class DropFolder:
         self._to, self._collection, self._format, self._settle_s, self._stages = to, collection, format, settle_s, stages
         self._sending, self._sent, self._failed = (self._folder / name for name in ("sending", "sent", "failed"))
         self._looks: dict[str, tuple[Look, float]] = {}
-        self._pauses, self._answers = Pauses(), Pauses()
+        self._pauses, self._answers = Pauses[str](), Pauses[str]()
         self._said: set[str] = set()
         self._failures = 0
         self._alarm = Alarm()
@@ -146,15 +146,15 @@ class DropFolder:
 
     def _guarded(self, name: str, act: Callable[[str], None]) -> None:
         """What goes wrong with one file is not another's affair; it is tried again."""
-        if not self._pauses.due(("", name)):
+        if not self._pauses.due(name):
             return
         try:
             act(name)
         except (PtmError, OSError) as e:
-            self._pauses.lengthen(("", name))
+            self._pauses.lengthen(name)
             self._say(f"{name}: {e}; trying again")
         else:
-            self._pauses.forget(("", name))
+            self._pauses.forget(name)
 
     def _may_be_sent(self, path: Path) -> bool:
         """Whether this is a file to send, once it is whole; if it is something that never will be, that is said."""
@@ -213,7 +213,7 @@ class DropFolder:
             log.info("%s: sent as transfer %s", name, known)
         final = move(path, self._sent, known)
         self._journal(name).unlink(missing_ok=True)
-        self._answers.forget(("", final))
+        self._answers.forget(final)
 
     def _send(self, path: Path, begun: Plan | None) -> str:
         """Send a file; one that was begun as it was begun, whatever is asked for now. Its id is kept before it is announced."""
@@ -289,7 +289,7 @@ class DropFolder:
     def _look_for_answer(self, journal: Path) -> None:
         """A file that the party accepts stays where it is; one that it refuses goes to those that failed."""
         name = journal.name.removeprefix(".").removesuffix(".id")
-        if not self._answers.due(("", name)):
+        if not self._answers.due(name):
             return
         if look_at(journal) is None:  # a pipe, say: nothing of ours
             return
@@ -304,7 +304,7 @@ class DropFolder:
                 self._say(f"{name}: there is an answer to transfer {transfer_id} that is not to be believed: {e}")
             receipt = None
         if receipt is None:
-            self._answers.lengthen(("", name))
+            self._answers.lengthen(name)
             return
         if receipt.state == "refused" and (self._sent / name).exists():
             self._failures += 1
@@ -314,7 +314,7 @@ class DropFolder:
         else:
             log.info("%s: %s %s transfer %s", name, receipt.party, receipt.state, transfer_id)
         journal.unlink(missing_ok=True)
-        self._answers.forget(("", name))
+        self._answers.forget(name)
 
     def _say(self, text: str) -> None:
         if text not in self._said and len(self._said) < 1000:

@@ -8,7 +8,7 @@ A file that was computed is sent with `ptm inbox send`: a party may send to any 
 from __future__ import annotations
 
 from ptm.config import Home
-from ptm.errors import NotFound, UsageError
+from ptm.errors import UsageError
 from ptm.registry import Registry
 from ptm.transfer import Format, Transfer
 from ptm.trustedparty import send as sending
@@ -29,7 +29,7 @@ def forward(
     purpose: str = "",
     stages: sending.Stages | None = None,
 ) -> Transfer:
-    """Send a held file, named `COLLECTION/SENDER/NAME`, to a member. `UsageError`, `NotFound`."""
+    """Send a held file, named `COLLECTION/SENDER/NAME`, to a member. `UsageError`."""
     source = _source(home, find(home, what))
     return sending.send(
         registry, Outbox(home.outbox), [source], to=to, collection=collection, format=format, purpose=purpose, stages=stages
@@ -49,7 +49,7 @@ def find(home: Home, what: str) -> HeldFile:
     for file in files:
         if (file.sender, file.name) == (sender, name):
             return file
-    raise NotFound(f"{collection} has no {name} of {sender}", hint="`ptm trustedparty list` shows what is there")
+    raise UsageError(f"{collection} has no {name} of {sender}", hint=f"`ptm trustedparty list {collection}` shows what is there")
 
 
 def _source(home: Home, file: HeldFile) -> Source:

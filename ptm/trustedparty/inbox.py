@@ -27,6 +27,7 @@ from ptm.trustedparty.ledger import Room, fold, space
 from ptm.trustedparty.settings import MEGABYTE, CollectionRule, PartyConfig
 
 NEW_ID = "send the files again as a new transfer"
+SENDERS_NAME = "check the collection's name, or ask {} to name you as a sender of it"
 MAX_AGE_DAYS = 90
 """What the bucket kept back for longer is not taken: its sender has given up, or the study is over and its data are purged."""
 
@@ -158,7 +159,9 @@ def _rule_for(transfer: Transfer, config: PartyConfig) -> CollectionRule:
     """The collection, if it takes files of these names from this sender."""
     rule = config.rule(transfer.collection)
     if rule is None or transfer.sender not in rule.senders:  # the same words: who is not in it need not know whether it exists
-        raise NotAllowed(f"{transfer.sender} may not send to a collection {transfer.collection}", hint=f"ask {transfer.party}")
+        raise NotAllowed(
+            f"{transfer.sender} may not send to a collection {transfer.collection}", hint=SENDERS_NAME.format(transfer.party)
+        )
     for file in transfer.files:
         if rule.pattern_of(transfer.sender, file.name) is None:
             raise NotAllowed(

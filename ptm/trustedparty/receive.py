@@ -125,6 +125,8 @@ class Receiver:
         if not self.ledger.accept(answer, files):
             self._drop(folder)
             return Wait(f"the collection {transfer.collection} is in use, or being purged")
+        names = ", ".join(file.name for file in files)
+        log.info("transfer %s of %s: accepted into %s: %s", transfer.id, transfer.sender, transfer.collection, names)
         self.finish(answer)
         return None
 

@@ -175,11 +175,18 @@ def receipt_of(registry: Registry, transfer: Transfer, seen_sha256: str) -> Rece
         manifest_sha256=seen_sha256,
         files=transfer.files,
     )
-    return answer_to(registry, transfer.sender, sent)
+    return _answer_to(registry, transfer.sender, sent)
 
 
-def answer_to(registry: Registry, sender: str, sent: Delivered) -> Receipt | None:
-    """The same, for who has no manifest but what a site says of it in a result.
+def receipt_for(registry: Registry, site: str, delivered: Delivered) -> Receipt | None:
+    """The same, for a researcher, who may not see what a site delivered but has the result that says so. Also `NotAllowed` if the
+    party is no member any more."""
+    registry.roster(60).active(delivered.to)
+    return _answer_to(registry, site, delivered)
+
+
+def _answer_to(registry: Registry, sender: str, sent: Delivered) -> Receipt | None:
+    """The receipt that lies under the digest of the very manifest.
 
     `VerificationError` for one that is not to be believed: not signed by the party, about another transfer, or accepting other
     files than were sent."""

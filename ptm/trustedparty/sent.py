@@ -132,9 +132,8 @@ def _with_purges(registry: Registry, outbox: Outbox, sent: list[Sent]) -> list[S
                 if all((found.id, file.sha256) in gone for file in files):
                     known[found.id] = record
                     outbox.keep_purge(found.id, record)
-    return [
-        replace(found, state="purged", reason=_in_words(record)) if (record := known.get(found.id)) else found for found in sent
-    ]
+    gone_by = {number: record for number, record in known.items() if record is not None}
+    return [replace(s, state="purged", reason=_in_words(gone_by[s.id])) if s.id in gone_by else s for s in sent]
 
 
 def _in_words(record: Purge) -> str:

@@ -111,7 +111,7 @@ def need_party(home: Home) -> PartyConfig:
     """The same, for who cannot do without."""
     config = load_party(home)
     if config is None:
-        raise UsageError(f"there is no {home.party}", hint="`ptm trustedparty init` writes it")
+        raise UsageError(f"there is no {home.party}", hint="`ptm trustedparty init` writes it; or is --home another one?")
     return config
 
 

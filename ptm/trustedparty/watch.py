@@ -23,7 +23,7 @@ from ptm.config import ROSTER_MAX_AGE_S, Home
 from ptm.errors import PtmError, Unreachable
 from ptm.files import hold_lock
 from ptm.layout import TransferKey
-from ptm.pauses import MAX_PAUSE_S, Pauses
+from ptm.pauses import MAX_PAUSE_S, Of, Pauses
 from ptm.registry import Registry, now_utc
 from ptm.stop import run_until_stopped
 from ptm.store.changes import Alarm, watch_changes
@@ -47,7 +47,7 @@ class Party:
 
     def __init__(self, home: Home, registry: Registry, config: PartyConfig, now: Callable[[], datetime] = now_utc) -> None:
         self._home, self._registry, self._config, self._now = home, registry, config, now
-        self._pauses = Pauses()
+        self._pauses = Pauses[Of]()
         self._served: dict[str, float] = {}
         self._warned: set[str] = set()
         self._unavailable = False

@@ -35,11 +35,15 @@ def test_session_of_a_party(ptm: CommandLine, tmp_path: Path) -> None:
         "--home", "ttp", "trustedparty", "init", "--collection", "link", "--sender", r"clinic=a\.csv", "--researcher", "jane"
     )  # fmt: skip
     assert made.code == 0 and "--to ttp --collection link" in made.err
+    assert "\"clinic\" = ['a\\.csv']" in (ptm.folder / "ttp/party.toml").read_text()
     assert ptm.run("--home", "ttp", "trustedparty", "init").code == 12
     assert "1 collection(s)" in ptm.ok("--home", "ttp", "trustedparty", "check")
     (ptm.folder / "a.csv").write_text("id\n1\n")
     sent = ptm.ok("--home", "clinic", "inbox", "send", "a.csv", "--to", "ttp", "--collection", "link")
-    ptm.ok("--home", "ttp", "trustedparty", "watch", "--once")
+    assert (
+        f"{sent.split()[-1]} of clinic: accepted into link: a.csv"
+        in ptm.run("--home", "ttp", "trustedparty", "watch", "--once").err
+    )
     listed = json.loads(ptm.ok("--home", "ttp", "trustedparty", "list", "link", "--json"))
     assert (listed["complete"], listed["files"][0]["transfer"], listed["purges"]) == (True, sent.split()[-1], [])
     assert (ptm.folder / "ttp/collections/link/clinic/a.csv").read_text() == "id\n1\n"
@@ -47,6 +51,8 @@ def test_session_of_a_party(ptm: CommandLine, tmp_path: Path) -> None:
 
     words = ("--home", "ttp", "trustedparty", "purge", "link", "--by", "Eve Holt", "--reason", "study ended")
     assert "a.csv" in ptm.ok(*words, "--dry-run")
+    typo = ptm.run(*words, "--sender", "clnic")
+    assert (typo.code, "its senders are clinic" in typo.err) == (2, True)
     assert (ptm.folder / "ttp/collections/link/clinic/a.csv").exists()
     assert json.loads(ptm.ok(*words, "--json")) == {
         "files": [{"sender": "clinic", "name": "a.csv", "transfer": sent.split()[-1]}],

@@ -25,6 +25,7 @@ from tests import servers
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 README = (ROOT / "README.md").read_text()
+PARTY = (ROOT / "docs" / "trusted-party.md").read_text()
 PAGES = sorted(
     path.relative_to(ROOT)
     for folder in ("", "docs/**/", "infra/**/", "ptm/**/", "examples/**/")
@@ -92,6 +93,11 @@ def test_every_commands_own_page_gives_an_example() -> None:
     sections = re.split(r"^## ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)[1:]
     leaves = [text for text in sections if "\nCommands:\n" not in text]
     assert [text.splitlines()[0] for text in leaves if not re.search(r"^  Examples?:", text, re.MULTILINE)] == []
+
+
+def test_every_page_of_help_says_what_the_exit_codes_are() -> None:
+    sections = re.split(r"^## ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)[2:]
+    assert [text.splitlines()[0] for text in sections if "\nExit codes:\n" not in text] == []
 
 
 # examples
@@ -229,16 +235,16 @@ def test_files_and_tests_that_a_document_names_exist(page: Path) -> None:
 # the README's session
 
 
-def block(name: str) -> str:
+def block(name: str, page: str = README) -> str:
     """The fenced block after `<!-- tested: NAME -->`."""
-    found = re.search(rf"<!-- tested: {name} -->\n```\w*\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"<!-- tested: {name} -->\n```\w*\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
 
 
-def answer(after: str) -> str:
+def answer(after: str, page: str = README) -> str:
     """The block that follows a tested one: what it prints."""
-    found = re.search(r"```\n\n```\n(.+?)^```", README[README.index(after) :], re.MULTILINE | re.DOTALL)
+    found = re.search(r"```\n\n```\n(.+?)^```", page[page.index(after) :], re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -297,6 +303,18 @@ def test_the_readmes_session_runs_on_minio_with_another_first_line(
     registry = f"export REGISTRY='s3://{minio.make_bucket()}/study?endpoint_url={minio.endpoint_url}'\n"
     printed = run(block("prepare") + registry + block("session"), tmp_path, {**shell, **minio.env()})
     check_answer(printed, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_trusted_partys_session_runs_as_it_stands(tmp_path: Path, shell: Mapping[str, str]) -> None:
+    first = block("prepare", PARTY) + block("first", PARTY)
+    printed = run(first + "echo MARK\n" + block("second", PARTY), tmp_path, shell)
+    before, after = printed.split("MARK\n")
+    shown = [line.rstrip() for line in before.splitlines()[-3:]]
+    assert [shown[0], shown[2]] == answer(block("first", PARTY), PARTY).splitlines()[::2]
+    assert (tmp_path / "out" / "ttp" / "lines.txt").read_text().strip() == "6"
+    assert not list((tmp_path / "ttp" / "collections").rglob("*.csv"))
+    assert re.search("ttp/link-2026 +diagnoses.csv", after) and re.search("ttp +completed", after)
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,26 +57,23 @@ def send_both(federation: Federation, scratch: Path) -> None:
     receive(federation)
 
 
-def state(federation: Federation, name: str = "link-2026") -> CollectionState:
+@contextlib.contextmanager
+def _collections(federation: Federation) -> Iterator[Collections]:
     home = federation.home("ttp")
     config = load_party(home)
     assert config is not None
-    collections = Collections(home, config)
-    try:
+    with contextlib.closing(Collections(home, config)) as collections:
+        yield collections
+
+
+def state(federation: Federation, name: str = "link-2026") -> CollectionState:
+    with _collections(federation) as collections:
         return collections.state(name)
-    finally:
-        collections.close()
 
 
 def users(federation: Federation, name: str = "link-2026") -> list[str]:
-    home = federation.home("ttp")
-    config = load_party(home)
-    assert config is not None
-    collections = Collections(home, config)
-    try:
+    with _collections(federation) as collections:
         return collections.users(name)
-    finally:
-        collections.close()
 
 
 def purge_all(federation: Federation, name: str = "link-2026") -> None:

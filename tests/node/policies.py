@@ -89,9 +89,19 @@ _conditions = _sometimes(
         "logs": st.booleans(),
     }
 )
-rules: st.SearchStrategy[dict[str, Any]] = st.builds(lambda image, rest: image | rest, _images, _conditions)
+
+
+def _named(rule: dict[str, Any]) -> dict[str, Any]:
+    """A rule that delivers says what the files are called."""
+    return rule | {"outputs": {"names": [".*"]}} if rule.get("deliver") else rule
+
+
+rules: st.SearchStrategy[dict[str, Any]] = st.builds(lambda image, rest: _named(image | rest), _images, _conditions)
 pairs: st.SearchStrategy[tuple[dict[str, Any], dict[str, Any]]] = st.builds(
-    lambda rule, other, which: (rule, rule | other) if which else (rule | other, rule), rules, _conditions, st.booleans()
+    lambda rule, other, which: (rule, _named(rule | other)) if which else (_named(rule | other), rule),
+    rules,
+    _conditions,
+    st.booleans(),
 )
 """Two rules that differ in a few conditions, so that one often takes more than the other."""
 tasks: st.SearchStrategy[VerifiedTask] = st.builds(

@@ -27,8 +27,8 @@ from ptm.node.state import State
 from ptm.registry import Registry
 from ptm.store.memory import MemoryStore
 from tests.e2e.test_full_disk import Small, fill, small_disk
-from tests.federation import Federation, image_folder, second_home, wait_for
-from tests.node.test_decisions import APPROVAL, BOTH, RELEASE, SECRET_NAME, events, held, outcome, site, state
+from tests.federation import Federation, image_folder, outcome, second_home, wait_for
+from tests.node.test_decisions import APPROVAL, BOTH, RELEASE, SECRET_NAME, events, held, site, state
 
 __all__ = ["small_disk"]  # a fixture
 
@@ -179,20 +179,25 @@ def test_a_question_that_is_hidden_again_and_again_does_not_fill_the_audit_log(
 # people on two machines
 
 
-def test_a_release_in_the_same_moment_as_a_withheld_file_is_said_to_who_withholds(
-    federation: Federation, images: dict[str, Path]
-) -> None:
-    task = held(federation, images)
+def release_meanwhile(federation: Federation, images: dict[str, Path], task: str) -> None:
+    """Somebody else releases it, and it leaves, in the moment in which a withholding is written."""
     store, other = federation.store, site(federation)
     assert isinstance(store, MemoryStore)
 
     def meanwhile(verb: str, key: str) -> None:
         if verb == "create" and key.endswith("withheld.json"):
             store.before = lambda verb, key: None
-            decisions.release(other, task.id, by="de Vries")
+            decisions.release(other, task, by="de Vries")
             federation.run_once("maastro", images=images, rule=RELEASE)
 
     store.before = meanwhile
+
+
+def test_a_release_in_the_same_moment_as_a_withheld_file_is_said_to_who_withholds(
+    federation: Federation, images: dict[str, Path]
+) -> None:
+    task = held(federation, images)
+    release_meanwhile(federation, images, task.id)
     with pytest.raises(PtmError, match=r"de Vries|has a result"):
         decisions.withhold(elsewhere(federation), task.id, by="Jansen", reason="a name", files=[RARE])
 
@@ -201,16 +206,7 @@ def test_a_withholding_that_comes_after_the_result_is_said_to_be_too_late(
     federation: Federation, images: dict[str, Path]
 ) -> None:
     task = held(federation, images)
-    store, other = federation.store, site(federation)
-    assert isinstance(store, MemoryStore)
-
-    def meanwhile(verb: str, key: str) -> None:
-        if verb == "create" and key.endswith("withheld.json"):
-            store.before = lambda verb, key: None
-            decisions.release(other, task.id, by="de Vries")
-            federation.run_once("maastro", images=images, rule=RELEASE)
-
-    store.before = meanwhile
+    release_meanwhile(federation, images, task.id)
     with pytest.raises(PtmError, match="too late"):
         decisions.withhold(elsewhere(federation), task.id, by="Jansen", reason="all of it")
 

@@ -13,7 +13,7 @@ from ptm.model import Delivered
 from ptm.node import watch
 from ptm.store.memory import MemoryStore
 from ptm.transfer import Receipt
-from ptm.trustedparty.delivered import receipt_for
+from ptm.trustedparty.send import receipt_for
 from tests.federation import Federation, image_folder, wait_for
 from tests.node.parties import purge_all, receive, send_both, state, users, write_party
 
@@ -53,7 +53,7 @@ def memory(federation: Federation) -> MemoryStore:
 @pytest.fixture
 def delivered(federation: Federation, images: dict[str, Path], tmp_path: Path) -> Delivered:
     task = federation.client().put("demo/pseudonymise:1", ["maastro"], deliver=("ttp", "link-2026"))
-    federation.run_once("maastro", images=images, rule={"deliver": ["ttp"]})
+    federation.run_once("maastro", images=images, rule={"deliver": ["ttp"], "outputs": {"names": [".*"]}})
     (result,) = task.results(timeout=0, folder=tmp_path / "out")
     assert result.delivered is not None
     return result.delivered

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptm.audit import entries
-from ptm.client import RunResult, TaskHandle
+from ptm.client import TaskHandle
 from ptm.errors import ConfigError, PtmError, UsageError
 from ptm.node import decisions, run
 from ptm.node.console.health import Beats
@@ -20,7 +20,7 @@ from ptm.node.console.pages import Pages
 from ptm.node.console.session import Session
 from ptm.store.memory import MemoryStore
 from ptm.trustedparty.purge import records
-from tests.federation import FailOnce, Federation, image_folder, wait_for
+from tests.federation import FailOnce, Federation, image_folder, outcome, wait_for
 from tests.node.parties import crash_at, purge_all, receive, send_both, send_file, state, users, write_party
 
 LINK = """#!/usr/bin/env python3
@@ -56,11 +56,6 @@ def runs(folder: Path) -> int:
 
 def put(federation: Federation, user: str = "alice", image: str = "demo/link:1", **more: object) -> TaskHandle:
     return federation.client(user).put(image, ["ttp"], data=["link-2026"], **more)  # type: ignore[arg-type]
-
-
-def outcome(task: TaskHandle, folder: Path) -> RunResult:
-    (result,) = task.results(timeout=0, folder=folder / f"out-{time.monotonic_ns()}")
-    return result
 
 
 def notes(federation: Federation, task: TaskHandle) -> list[str]:

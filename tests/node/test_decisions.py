@@ -16,14 +16,14 @@ import pytest
 
 from ptm import layout
 from ptm.audit import entries
-from ptm.client import RunResult, TaskHandle
+from ptm.client import TaskHandle
 from ptm.errors import DigestMismatch, PtmError, UsageError
 from ptm.model import Result
 from ptm.node import decisions
 from ptm.notes import ImageApproval, Note
 from ptm.registry import Registry, now_utc
 from ptm.store.memory import MemoryStore
-from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home, wait_for
+from tests.federation import COUNT, FailOnce, Federation, image_folder, outcome, second_home, wait_for
 
 APPROVAL = {"approval": "manual"}
 RELEASE = {"release": "manual"}
@@ -54,11 +54,6 @@ def images(tmp_path: Path) -> dict[str, Path]:
 
 def runs(folder: Path) -> int:
     return len(list((folder / "marks").iterdir()))
-
-
-def outcome(task: TaskHandle, folder: Path) -> RunResult:
-    (result,) = task.results(timeout=0, folder=folder / f"out-{time.monotonic_ns()}")
-    return result
 
 
 def site(federation: Federation) -> Registry:

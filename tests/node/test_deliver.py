@@ -4,21 +4,20 @@ transfer of a run, whatever crashes and however many workers a site has."""
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
 import pytest
 
 from ptm import layout
 from ptm.audit import entries
-from ptm.client import RunResult, TaskHandle
+from ptm.client import TaskHandle
 from ptm.errors import NotAllowed, NotForUs, PtmError, UsageError
 from ptm.model import Deliver, Result
 from ptm.node import decisions, delivery, run, spool
 from ptm.node.verify import AuthenticTask, verify
 from ptm.registry import now_utc
 from ptm.store.memory import MemoryStore
-from tests.federation import FailOnce, Federation, image_folder, second_home
+from tests.federation import FailOnce, Federation, image_folder, outcome, second_home
 from tests.node.parties import crash_at, receive, state, write_party
 
 SECRET = b"pseudonym,diagnosis\n5f1c,E11\n"
@@ -26,7 +25,7 @@ IMAGE = f"""#!/bin/sh
 printf '{SECRET.decode().encode("unicode_escape").decode()}' > "$PTM_OUTPUT_DIR/diagnoses.csv"
 echo patient 12 is ill
 """
-RULE = {"deliver": ["ttp"]}
+RULE = {"deliver": ["ttp"], "outputs": {"names": [".*"]}}
 
 
 @pytest.fixture
@@ -48,11 +47,6 @@ def images(tmp_path: Path) -> dict[str, Path]:
 
 def put(federation: Federation, image: str = "demo/pseudonymise:1", to: str = "ttp", **more: object) -> TaskHandle:
     return federation.client().put(image, ["maastro"], deliver=(to, "link-2026"), **more)  # type: ignore[arg-type]
-
-
-def outcome(task: TaskHandle, folder: Path) -> RunResult:
-    (result,) = task.results(timeout=0, folder=folder / f"out-{time.monotonic_ns()}")
-    return result
 
 
 def inbox(federation: Federation) -> list[str]:
@@ -116,7 +110,7 @@ def test_what_the_party_says_no_to_the_researcher_reads(federation: Federation, 
     ("rule", "deliver", "reason"),
     [
         ({}, ("ttp", "link-2026"), "does not allow delivering to ttp"),
-        ({"deliver": ["other"]}, ("ttp", "link-2026"), "does not allow delivering to ttp"),
+        ({"deliver": ["other"], "outputs": {"names": [".*"]}}, ("ttp", "link-2026"), "does not allow delivering to ttp"),
         (RULE, None, "does not allow outputs that come to the researcher"),
     ],
 )

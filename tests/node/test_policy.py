@@ -273,14 +273,24 @@ digests = st.frozensets(st.sampled_from(DIGESTS))
 usages = st.builds(Usage, st.integers(0, 4))
 
 
+NAMED = {"outputs": {"names": [".*"]}}
+
+
+def test_names_of_what_is_delivered_are_fixed_or_looked_at_for_the_researcher_sees_them() -> None:
+    for rule in ({"deliver": ["ttp"], **NAMED}, {"deliver": ["ttp"], "release": "manual"}):
+        loaded({"images": [".*"], **rule})
+    with pytest.raises(ValueError, match=r"needs outputs\.names"):
+        loaded({"images": [".*"], "deliver": ["ttp"]})
+
+
 @pytest.mark.parametrize(
     ("rule", "to", "decides"),
     [
         ({}, None, True),
         ({}, "ttp", False),
-        ({"deliver": ["ttp", "other"]}, "ttp", True),
-        ({"deliver": ["ttp"]}, "other", False),
-        ({"deliver": ["ttp"]}, None, False),
+        ({"deliver": ["ttp", "other"], **NAMED}, "ttp", True),
+        ({"deliver": ["ttp"], **NAMED}, "other", False),
+        ({"deliver": ["ttp"], **NAMED}, None, False),
     ],
 )
 def test_outputs_for_a_party_need_a_rule_of_their_own_and_such_a_rule_gives_none_to_the_researcher(
@@ -293,7 +303,7 @@ def test_outputs_for_a_party_need_a_rule_of_their_own_and_such_a_rule_gives_none
 @pytest.mark.parametrize(("said", "leaves"), [({}, False), ({"logs": True}, True), ({"logs": False}, False)])
 def test_the_log_of_a_run_for_a_party_stays_unless_the_rule_says_it_leaves(said: dict[str, Any], leaves: bool) -> None:
     task = verified(deliver=Deliver(to="ttp", collection="link-2026"))
-    found = decide(task, loaded({"images": [".*"], "deliver": ["ttp"], **said}), CONFIG, Usage(), frozenset())
+    found = decide(task, loaded({"images": [".*"], "deliver": ["ttp"], **NAMED, **said}), CONFIG, Usage(), frozenset())
     assert isinstance(found, Allowed)
     assert found.logs is leaves
 

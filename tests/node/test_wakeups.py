@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ptm.store.base import Store
 from ptm.store.file import FileStore
 from ptm.store.memory import MemoryStore
 from ptm.store.urls import make_store
-from tests.federation import Federation, image_folder, wait_for
+from tests.federation import Federation, image_folder, running, wait_for
 from tests.servers import Minio
 from tests.store.test_s3_minio import use
 
@@ -27,16 +26,9 @@ from tests.store.test_s3_minio import use
 def watching(federation: Federation, folder: Path, **settings: object) -> Iterator[None]:
     """A node at work, that has looked at its empty queue."""
     node = federation.node("maastro", images={"demo/count:1": image_folder(folder / "count")}, poll_s=3600.0, **settings)
-    stop = threading.Event()
-    thread = threading.Thread(target=node.watch, args=(stop,))
-    thread.start()
-    time.sleep(2)
-    try:
+    with running(node.watch):
+        time.sleep(2)
         yield
-    finally:
-        stop.set()
-        thread.join(15)
-        assert not thread.is_alive()
 
 
 def runs_at_once(store: Store, folder: Path) -> None:

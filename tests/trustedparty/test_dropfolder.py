@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from ptm.trustedparty import dropfolder, dropped
 from ptm.trustedparty.dropfolder import DropFolder
 from ptm.trustedparty.outbox import Outbox
 from ptm.trustedparty.send import cancel
-from tests.federation import wait_for
+from tests.federation import running, wait_for
 from tests.trustedparty.parties import World
 
 SETTLE_S = 0.15
@@ -54,19 +54,6 @@ def once(drop: DropFolder) -> None:
     drop.watch(threading.Event(), once=True)
 
 
-@contextlib.contextmanager
-def watching(drop: DropFolder) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=drop.watch, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive()
-
-
 def tree(folder: Path) -> set[str]:
     """Every file in a drop folder, without what only ptm looks at."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith(".")}
@@ -82,7 +69,7 @@ def manifests(world: World) -> list[str]:
 def test_a_dropped_file_is_sent_and_published_and_stays_in_sent(
     world: World, folder: Path, drop: Callable[..., DropFolder]
 ) -> None:
-    with watching(drop()):
+    with running(drop().watch):
         (folder / "patients.csv").write_text("id\n1\n")
         wait_for(lambda: tree(folder) == {"sent/patients.csv"})
     world.poll()
@@ -93,7 +80,7 @@ def test_a_dropped_file_is_sent_and_published_and_stays_in_sent(
 
 
 def test_a_file_that_grows_is_sent_when_it_is_whole(world: World, folder: Path, drop: Callable[..., DropFolder]) -> None:
-    with watching(drop()):
+    with running(drop().watch):
         for n in range(10):
             with (folder / "patients.csv").open("a") as file:
                 file.write(f"{n}\n")
@@ -104,7 +91,7 @@ def test_a_file_that_grows_is_sent_when_it_is_whole(world: World, folder: Path, 
 
 
 def test_a_file_that_somebody_holds_open_for_writing_is_waited_for(folder: Path, drop: Callable[..., DropFolder]) -> None:
-    with watching(drop()):
+    with running(drop().watch):
         with (folder / "patients.csv").open("w") as file:
             file.write("id\n")
             file.flush()
@@ -204,7 +191,7 @@ def test_a_party_that_is_none_is_an_error_at_once_and_touches_no_file(folder: Pa
 
 
 def test_two_watches_of_one_folder_are_refused(folder: Path, drop: Callable[..., DropFolder]) -> None:
-    with watching(drop()):
+    with running(drop().watch):
         wait_for((folder / "sending" / ".lock").exists)
         with pytest.raises(UsageError, match="another process"):
             once(drop())
@@ -234,7 +221,7 @@ def test_an_outage_is_no_failure(
 
     store.before = cut
     (folder / "a.csv").write_text("x")
-    with watching(drop()):
+    with running(drop().watch):
         wait_for(lambda: tree(folder) == {"sending/a.csv"})
         time.sleep(0.5)
         assert tree(folder) == {"sending/a.csv"}

@@ -83,7 +83,7 @@ def files(tmp_path: Path) -> list[Source]:
     folder.mkdir()
     (folder / "diagnoses.csv").write_bytes(b"id,diagnosis\n1,C34\n")
     (folder / "empty.csv").write_bytes(b"")
-    (folder / "big.bin").write_bytes(os.urandom(300_000))
+    (folder / "big.bin").write_bytes(os.urandom(1_000_000))
     return [Source(path.name, path) for path in sorted(folder.iterdir())]
 
 

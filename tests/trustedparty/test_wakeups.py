@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from ptm.store.base import Store
 from ptm.store.file import FileStore
 from ptm.store.urls import make_store
-from tests.federation import Federation, wait_for
+from tests.federation import Federation, running, wait_for
 from tests.servers import Minio
 from tests.store.test_s3_minio import use
 from tests.trustedparty import parties
@@ -25,16 +24,9 @@ from tests.trustedparty.parties import World
 def party_of(world: World) -> Iterator[None]:
     """The party watches, and has looked into its empty inbox."""
     world.config = world.config.model_copy(update={"poll_s": 3600.0})
-    stop = threading.Event()
-    thread = threading.Thread(target=world.party().watch, args=(stop,))
-    thread.start()
-    time.sleep(2)
-    try:
+    with running(world.party().watch):
+        time.sleep(2)
         yield
-    finally:
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def copied(world: World, store: Store) -> World:
