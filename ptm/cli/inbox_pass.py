@@ -13,7 +13,7 @@ from ptm.errors import PtmError, UsageError
 
 if TYPE_CHECKING:
     from ptm.registry import Registry
-    from ptm.trustedparty.mailbox import Taken, Waiting
+    from ptm.trustedparty.fetch import Taken, Waiting
 
 
 @click.command(cls=Command)
@@ -83,7 +83,7 @@ def fetch(home: str | None, /, output: Path | None, only_list: bool, sender: str
 
     from ptm.config import find_home
     from ptm.registry import Registry
-    from ptm.trustedparty import mailbox
+    from ptm.trustedparty import fetch as fetching
 
     if only_list == (output is not None):
         raise UsageError("give -o FOLDER, or --list", hint="`ptm inbox fetch --list` shows what waits")
@@ -91,7 +91,7 @@ def fetch(home: str | None, /, output: Path | None, only_list: bool, sender: str
     if output is None:
         _list(registry, sender, as_json)
         return
-    taken = mailbox.fetch(registry, output, sender=sender, max_mb=max_mb, stop=threading.Event())
+    taken = fetching.fetch(registry, output, sender=sender, max_mb=max_mb, stop=threading.Event())
     if as_json:
         print_json([_as_dict(found) for found in taken])
     else:
@@ -110,7 +110,7 @@ def fetch(home: str | None, /, output: Path | None, only_list: bool, sender: str
 
 
 def _list(registry: Registry, sender: str | None, as_json: bool) -> None:
-    from ptm.trustedparty.mailbox import waiting
+    from ptm.trustedparty.fetch import waiting
 
     found = list(waiting(registry, sender))
     if as_json:

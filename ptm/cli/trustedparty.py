@@ -50,9 +50,10 @@ def init(
 
     place = find_home(home)
     profile = load_profile(place)
-    if profile.kind not in ("party", "site"):
+    if profile.kind != "party":
         raise UsageError(
-            f"{profile.member} is a {profile.kind}, and only a party or site receives", hint="is --home the right one?"
+            f"{profile.member} is a {profile.kind}, and only a trusted party has collections",
+            hint="`ptm inbox fetch` takes what was passed on to you; is --home the right one?",
         )
     if bool(collection) != bool(senders) or (not collection and (researchers or purge)):
         raise UsageError("--collection and --sender go together, and --researcher and --purge with them", hint="or give none")

@@ -37,7 +37,7 @@ from ptm.store.base import Progress
 from ptm.store.changes import Alarm
 from ptm.store.changes_file import FolderWatch
 from ptm.transfer import Format
-from ptm.trustedparty.dropped import Look, as_lines, could_be_replaced, files_in, has_writer, journal_of, look_at, move
+from ptm.trustedparty.dropfiles import Look, as_lines, could_be_replaced, files_in, has_writer, journal_of, look_at, move
 from ptm.trustedparty.outbox import Outbox, Plan
 from ptm.trustedparty.send import Source, Stage, Stages, cancel, send
 from ptm.trustedparty.sent import wait_for_answer

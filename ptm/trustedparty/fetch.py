@@ -1,105 +1,167 @@
-"""Downloads a ciphertext and decrypts it while it arrives: the download in a thread of its own, through a pipe. Constant memory,
-and the disk never holds both.
+"""Receiving by hand, for a member that is no trusted party: what waits in its inbox, and one look that takes it into a folder.
 
-What comes out is believed by nobody before the measures of both sides are compared with what was signed: the caller's duty.
-Both sides are bounded, so a file that is longer than announced stops early."""
+It is verified, decrypted, published and answered as at a party (`ptm.trustedparty.receive`), under a policy that takes any
+collection and name from any member. Who is no party asked for these files, or looks at the list first; so what is too big, or
+has a name that is taken in the folder, is left in the inbox instead of refused.
+
+    FOLDER/<collection>/<sender>/<name>     what was taken
+    FOLDER/.ptm-inbox/                      what must not be forgotten: the answers given, files on their way, an audit log
+
+Rule: what was taken into a folder is not taken into it again, whatever the bucket shows; another folder does not know of it. A
+file may be moved away, for once it is there it is the reader's."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import hashlib
 import threading
-from typing import BinaryIO, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from ptm.errors import PtmError, VerificationError
-from ptm.keys import MemberKeys
-from ptm.seal import Measure, Meter
-from ptm.store.base import Store
-from ptm.transfer import Format
-from ptm.trustedparty.formats import open_stream
-from ptm.trustedparty.streams import Pipe
+from ptm import envelope, layout
+from ptm.audit import Audit
+from ptm.config import Home
+from ptm.errors import NotFound, PtmError, StoreError, TooLarge, UsageError, VerificationError
+from ptm.files import hold_lock, private_folder
+from ptm.layout import TransferKey
+from ptm.model import MAX_FILES, Name
+from ptm.registry import Registry, now_utc
+from ptm.transfer import Receipt, Transfer
+from ptm.trustedparty.ledger import Ledger
+from ptm.trustedparty.receive import Receiver
+from ptm.trustedparty.settings import MEGABYTE, CollectionRule, PartyConfig, load_party
 
-
-class Stopped(PtmError):
-    """Told to stop in the middle of a file: the next start fetches it again."""
-
-
-class Fetched:
-    """The measures of both sides; `refused` is what the decryption says, if it failed."""
-
-    def __init__(self, cipher: Measure, plain: Measure, refused: VerificationError | None) -> None:
-        self.cipher, self.plain, self.refused = cipher, plain, refused
+MIN_FREE_MB = 64
 
 
-def fetch(
-    store: Store,
-    key: str,
-    format: Format,
-    keys: MemberKeys,
-    *,
-    limit: int,
-    plain_limit: int,
-    sink: BinaryIO,
-    sealed: bool,
-    stop: threading.Event,
-) -> Fetched:
-    """Write an object's plaintext to `sink`, or with `sealed` its ciphertext, after the plaintext went nowhere. `limit` and
-    `plain_limit` are in bytes. `StoreError` for what the download met, `OSError` for a full disk, `Stopped`."""
-    pipe = Pipe()
-    download = _Download(store, key, limit, pipe, sink if sealed else None, stop)
-    download.start()
-    refused: VerificationError | None = None
-    plain = Measure(0, "")
-    with contextlib.ExitStack() as stack:
-        stack.callback(download.join)  # the last thing: when the pipe is closed, a download that still writes ends
-        stack.callback(pipe.close)
-        source = cast(BinaryIO, pipe)
-        target = stack.enter_context(open(os.devnull, "wb")) if sealed else sink
-        try:
-            plain = open_stream(format, source, target, keys, plain_limit)
-        except VerificationError as e:
-            refused = e
-        while source.read():  # what the format leaves unread counts for the digest as well
-            pass
-    return Fetched(download.measure(), plain, refused)
+@dataclass(frozen=True)
+class Waiting:
+    """A transfer in the inbox. Without `transfer` its manifest is not to be believed, and `why` says so."""
+
+    sender: str
+    id: str
+    seen: str
+    transfer: Transfer | None
+    why: str = ""
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.transfer.files) if self.transfer else 0
 
 
-class _Download:
-    """An object into a pipe, counted and hashed, and if wanted kept in a file as well."""
+@dataclass(frozen=True)
+class Taken:
+    """What became of a transfer: its files (none if they were taken before); or it was `refused`; or it was `left` in the inbox,
+    each with the reason."""
 
-    def __init__(self, store: Store, key: str, limit: int, pipe: Pipe, keep: BinaryIO | None, stop: threading.Event) -> None:
-        self._store, self._key, self._limit, self._pipe, self._keep, self._stop = store, key, limit, pipe, keep, stop
-        self._error: BaseException | None = None
-        self._measure = Measure(0, "")
-        self._thread = threading.Thread(target=self._run, name="download", daemon=True)
-        self.start, self.join = self._thread.start, self._thread.join
-
-    def measure(self) -> Measure:
-        """Of the ciphertext. Raises what the download raised."""
-        if self._error is not None:
-            raise self._error
-        return self._measure
-
-    def _run(self) -> None:
-        try:
-            meter = Meter(cast(BinaryIO, _Sink(self._pipe, self._keep, self._stop)))
-            self._store.download(self._key, cast(BinaryIO, meter), self._limit)
-            self._measure = meter.measure()
-        except BaseException as e:
-            self._error = e
-        finally:
-            self._pipe.end()
+    sender: str
+    id: str
+    files: tuple[Path, ...] = ()
+    refused: str = ""
+    left: str = ""
 
 
-class _Sink:
-    """Writes a chunk to the pipe, and to a file if there is one."""
+class Landing(Home):
+    """A folder as the home of its own receiving."""
 
-    def __init__(self, pipe: Pipe, keep: BinaryIO | None, stop: threading.Event) -> None:
-        self._pipe, self._keep, self._stop = pipe, keep, stop
+    @property
+    def collections(self) -> Path:
+        return self.path.parent
 
-    def write(self, chunk: bytes) -> int:
-        if self._stop.is_set():
-            raise Stopped("told to stop")
-        if self._keep is not None:
-            self._keep.write(chunk)
-        return self._pipe.write(chunk)
+
+class _AnyCollection(PartyConfig):
+    """Takes what any of the members sends."""
+
+    members: tuple[Name, ...]
+    max_mb: int
+
+    def rule(self, name: str) -> CollectionRule:
+        senders: dict[str, tuple[str, ...]] = dict.fromkeys(self.members, (".*",))
+        return CollectionRule(name=name, max_mb=self.max_mb, max_files=MAX_FILES, quota_mb=1024 * self.max_mb, senders=senders)
+
+
+def waiting(registry: Registry, sender: str | None = None) -> Iterator[Waiting]:
+    """What lies in this member's inbox, of members of the registry, oldest first for each sender."""
+    roster = registry.roster()
+    for info in registry.store.list(layout.inbox_of(registry.me)):
+        key = layout.parse_transfer(info.key)
+        if key is not None and sender in (None, key.sender) and roster.member(key.sender) is not None:
+            yield _look(registry, key)
+
+
+def _look(registry: Registry, key: TransferKey) -> Waiting:
+    body = b""
+    try:
+        body = registry.read_raw(key.key)
+        sign_key = registry.roster(60).active(key.sender).sign_key
+        transfer, why = envelope.verify(body, Transfer, registry.id, sign_key), ""
+    except (VerificationError, TooLarge, NotFound) as e:
+        transfer, why = None, str(e)
+    return Waiting(key.sender, key.transfer, hashlib.sha256(body).hexdigest(), transfer, why)
+
+
+def fetch(registry: Registry, folder: Path, *, sender: str | None = None, max_mb: int, stop: threading.Event) -> list[Taken]:
+    """Take what waits. `UsageError`; `StoreError` and `OSError` for an outage or a full disk: the next call goes on."""
+    if load_party(registry.home) is not None:
+        raise UsageError("this home is a trusted party, which takes by its own rules", hint="`ptm trustedparty watch`")
+    landing = Landing(private_folder(folder.absolute() / ".ptm-inbox"))
+    with hold_lock(landing.party_lock) as mine, contextlib.ExitStack() as stack:
+        if not mine:
+            raise UsageError(f"another `ptm inbox fetch` writes into {folder}", hint="wait for it, or give another folder")
+        ledger, audit = Ledger(landing.ledger), Audit(landing.party_audit)
+        stack.callback(ledger.close)
+        stack.callback(audit.close)
+        members = tuple(member.name for member in registry.roster().roster.members)
+        config = _AnyCollection(min_free_mb=MIN_FREE_MB, members=members, max_mb=max_mb)
+        receiver = Receiver(landing, registry, config, ledger, audit, stop, now_utc)
+        return _Fetcher(registry, landing, ledger, receiver, max_mb).fetch(sender)
+
+
+@dataclass
+class _Fetcher:
+    registry: Registry
+    landing: Landing
+    ledger: Ledger
+    receiver: Receiver
+    max_mb: int
+
+    def fetch(self, sender: str | None) -> list[Taken]:
+        self.receiver.sweep()
+        done = []
+        for answer in self.ledger.unfinished():
+            self.receiver.finish(answer)
+            done.append(self._became(answer.sender, answer.transfer, answer.seen))
+        self.ledger.hand_over()
+        for found in waiting(self.registry, sender):
+            done.append(self._take(found))
+            self.ledger.hand_over()
+        return done
+
+    def _take(self, found: Waiting) -> Taken:
+        why = self._in_the_way(found.transfer) if found.transfer else None
+        if why is None:
+            key = layout.transfer_manifest(self.registry.me, found.sender, found.id)
+            try:
+                why = self.receiver.handle(TransferKey(key, self.registry.me, found.sender, found.id))
+            except StoreError:
+                raise
+            except PtmError as e:
+                why = str(e)
+        return Taken(found.sender, found.id, left=why) if why else self._became(found.sender, found.id, found.seen)
+
+    def _in_the_way(self, transfer: Transfer) -> str | None:
+        """What a party would refuse, and here is left for another try."""
+        if sum(file.size for file in transfer.files) > self.max_mb * MEGABYTE:
+            return f"has more than {self.max_mb} MB: give --max-mb"
+        folder = self.landing.collections / transfer.collection / transfer.sender
+        taken = next((file.name for file in transfer.files if (folder / file.name).exists()), None)
+        return f"{folder / taken} is there already: move it away, or give another folder" if taken else None
+
+    def _became(self, sender: str, transfer: str, seen: str) -> Taken:
+        receipt = self.registry.read_own(layout.receipt(self.registry.me, sender, transfer, seen), Receipt)
+        if receipt.state == "refused":
+            return Taken(sender, transfer, refused=receipt.reason or "")
+        files = self.ledger.files_of(transfer)
+        places = (self.landing.collections / file.collection / file.sender / file.stored for file in files)
+        return Taken(sender, transfer, tuple(places))

@@ -1,4 +1,4 @@
-"""Fetches what `ptm.trustedparty.inbox` lets in, publishes it whole, answers, and cleans the inbox.
+"""Fetches what `ptm.trustedparty.verdict` lets in, publishes it whole, answers, and cleans the inbox.
 
 A file is decrypted while it arrives, into quarantine: the disk never holds it twice, and nothing of it is believed before the
 ciphertext had the signed size and digest and the plaintext those of the sealed list. Both sides are bounded by those sizes, so
@@ -8,7 +8,7 @@ The order, for `kill -9` at any point: quarantine → ledger `accepted` (from he
 linked into the collection, never over another one → ledger `published` → receipt → inbox cleaned → ledger `done`. A refusal is in
 the ledger before its receipt is out. `finish` carries on from any of these.
 
-What this does not do: decide (`inbox`), or unpack: a zip is one file."""
+What this does not do: decide (`verdict`), or unpack: a zip is one file."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from ptm.model import SentFile
 from ptm.registry import Registry
 from ptm.seal import check_cipher, check_plain
 from ptm.transfer import SUFFIX, Receipt, Transfer
+from ptm.trustedparty.arrival import fetch
 from ptm.trustedparty.collection import place_of
-from ptm.trustedparty.fetch import fetch
-from ptm.trustedparty.inbox import NEW_ID, Desk, Facts, Ignore, Refuse, Take, Wait, judge, refusal
 from ptm.trustedparty.ledger import Answer, HeldFile, Ledger
 from ptm.trustedparty.settings import PartyConfig
 from ptm.trustedparty.streams import Synced
+from ptm.trustedparty.verdict import NEW_ID, Desk, Facts, Ignore, Refuse, Take, Wait, judge, refusal
 
 log = logging.getLogger("ptm.party")
 MAX_CLEANED = 2000

@@ -27,7 +27,7 @@ from ptm.pauses import MAX_PAUSE_S, Of, Pauses
 from ptm.registry import Registry, now_utc
 from ptm.stop import run_until_stopped
 from ptm.store.changes import Alarm, watch_changes
-from ptm.trustedparty.fetch import Stopped
+from ptm.trustedparty.arrival import Stopped
 from ptm.trustedparty.ledger import Ledger
 from ptm.trustedparty.purge import Purger
 from ptm.trustedparty.receive import Receiver, Unannounced

@@ -19,7 +19,7 @@ def ptm(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     ptm = CommandLine(folder)
     (folder / "bucket").mkdir()
     root = ptm.ok("--home", "coord", "registry", "create", f"file://{folder}/bucket")
-    kinds = {"ttp": "party", "clinic": "site", "jane": "researcher"}
+    kinds = {"ttp": "party", "other": "party", "clinic": "site", "jane": "researcher"}
     for name, kind in kinds.items():
         ptm.ok("--home", name, "member", "request", "--name", name, "--kind", kind, "-o", f"{name}.json")
     ptm.ok("--home", "coord", "member", "admit", *(f"{name}.json" for name in kinds), "--yes")
@@ -89,9 +89,10 @@ def test_watch_stops_when_told(ptm: CommandLine, number: signal.Signals) -> None
     assert b"party-stopped" in (ptm.folder / "clinic/party-audit.jsonl").read_bytes().splitlines()[-1]
 
 
-def test_researcher_is_no_party(ptm: CommandLine) -> None:
-    answer = ptm.run("--home", "jane", "trustedparty", "init")
-    assert (answer.code, "only a party or site receives" in answer.err) == (2, True)
+@pytest.mark.parametrize("name", ["jane", "clinic"])
+def test_who_is_no_party_has_no_collections(ptm: CommandLine, name: str) -> None:
+    answer = ptm.run("--home", name, "trustedparty", "init")
+    assert (answer.code, "only a trusted party has collections" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,6 @@ def test_researcher_is_no_party(ptm: CommandLine) -> None:
     ],
 )
 def test_wrong_flag_is_explained_and_writes_nothing(ptm: CommandLine, words: tuple[str, ...], said: str) -> None:
-    home = ptm.folder / "clinic"
-    (home / "party.toml").unlink(missing_ok=True)
-    answer = ptm.run("--home", "clinic", "trustedparty", *words)
+    home = ptm.folder / "other"
+    answer = ptm.run("--home", "other", "trustedparty", *words)
     assert (answer.code, said in answer.err, (home / "party.toml").exists()) == (2, True, False), answer.err

@@ -33,7 +33,8 @@ except OSError:
 pathlib.Path(os.environ["PTM_OUTPUT_DIR"], "linked.json").write_text(json.dumps(rows | {"uid": str(os.getuid())}))
 """
 POLICIES = {
-    "maastro": """[[allow]]\nimages = ['ptm-e2e/pseudonymise:1']\ndata = ["cohort"]\ndeliver = ["ttp"]\noutputs = { names = ['.*'] }\n""",
+    "maastro": """[[allow]]\nimages = ['ptm-e2e/pseudonymise:1']\ndata = ["cohort"]\n"""
+    """deliver = ["ttp"]\noutputs = { names = ['.*'] }\n""",
     "ttp": """[[allow]]\nimages = ['ptm-e2e/link:1']\ndata = ["link-2026"]\n""",
 }
 

@@ -14,7 +14,7 @@ import pytest
 from ptm import layout
 from ptm.errors import PtmError, Unreachable, UsageError
 from ptm.store.memory import MemoryStore
-from ptm.trustedparty import dropfolder, dropped
+from ptm.trustedparty import dropfiles, dropfolder
 from ptm.trustedparty.dropfolder import DropFolder
 from ptm.trustedparty.outbox import Outbox
 from ptm.trustedparty.send import cancel
@@ -301,7 +301,7 @@ def killed_at(step: int, made: DropFolder, store: MemoryStore, patch: pytest.Mon
         patched.setattr(Path, "unlink", unlink)
         patched.setattr(Path, "rename", rename)
         patched.setattr(dropfolder, "write_atomic", write)
-        patched.setattr(dropped, "write_atomic", write)
+        patched.setattr(dropfiles, "write_atomic", write)
         store.after = lambda verb, key: count()
         try:
             once(made)

@@ -141,4 +141,4 @@ def test_exported_key_is_private_and_said_to_be_so(world: World) -> None:
     again = line.run("--home", "ttp", "inbox", "export-key", "party.sec")
     assert (again.code, len(again.err.splitlines())) == (12, 2)
     nowhere = line.run("--home", "ttp", "inbox", "export-key", "no/such/party.sec")
-    assert (nowhere.code, len(nowhere.err.splitlines())) == (1, 2)
+    assert (nowhere.code, len(nowhere.err.splitlines())) == (2, 2)

@@ -16,10 +16,10 @@ from ptm.errors import DigestMismatch, PtmError, SealError, UsageError
 from ptm.registry import Registry
 from ptm.store.file import FileStore
 from ptm.transfer import Format
-from ptm.trustedparty import mailbox
+from ptm.trustedparty import fetch as fetching
 from ptm.trustedparty import send as sending
+from ptm.trustedparty.fetch import Taken
 from ptm.trustedparty.forward import forward
-from ptm.trustedparty.mailbox import Taken
 from ptm.trustedparty.outbox import Outbox
 from ptm.trustedparty.send import Source
 from ptm.trustedparty.sent import overview
@@ -64,7 +64,7 @@ def pass_on(world: World, what: str = "link/clinic/a.csv", **more: object) -> st
 
 def fetch(registry: Registry, folder: Path, **more: object) -> list[Taken]:
     values: dict[str, object] = {"max_mb": 64, "stop": threading.Event(), **more}
-    return mailbox.fetch(registry, folder, **values)  # type: ignore[arg-type]
+    return fetching.fetch(registry, folder, **values)  # type: ignore[arg-type]
 
 
 def inbox(world: World, member: str = "jane") -> list[str]:
@@ -79,7 +79,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 def test_passed_on_and_fetched_whole_with_a_receipt(holding: World, tmp_path: Path, format: Format) -> None:
     sent = pass_on(holding, format=format, purpose="as agreed")
     jane = holding.registry("jane")
-    (waits,) = mailbox.waiting(jane)
+    (waits,) = fetching.waiting(jane)
     assert waits.transfer is not None
     assert (waits.sender, waits.id, waits.transfer.purpose) == ("ttp", sent, "as agreed")
 
