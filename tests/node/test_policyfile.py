@@ -69,6 +69,7 @@ def test_a_file_with_images_only_is_still_a_policy() -> None:
         ("[[allow]]\nimages = ['a:1']\n\n[[alow]]\nimages = ['a:1']\n", 4, "unknown key alow", "allow"),
         ("[[allow]]\nimages = ['a:1']\ngpu = true\n", 3, "unknown key gpu", "max_gpus = 1"),
         ("[[allow]]\nimages = ['a:1']\nmax_gpu = 1\n", 3, "unknown key max_gpu", "max_gpus = 1"),
+        ("[[allow]]\nimages = ['a:1']\ndata = 'cohort'\n", 3, "is not a list: put it in brackets", "docs/policy.md"),
         ("[[allow]]\nimages = ['a:1']\nmax_gpus = true\n", 3, "max_gpus", "docs/policy.md"),
         ("[[allow]]\nimages = ['a:1']\nmax_gpus = 65\n", 3, "max_gpus", "docs/policy.md"),
         ("[[allow]]\nimages = ['a:1']\nenv = ['LD_*']\n", 3, "neither the name of a variable nor '*'", "docs/policy.md"),
