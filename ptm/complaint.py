@@ -15,14 +15,15 @@ _SHOWN = 60
 def complaint(error: ValidationError) -> str:
     """`where: what`, in one line; just `what` if it is about all of it."""
     first = error.errors(include_url=False)[0]
-    place, what = [str(part) for part in first["loc"]], _what(first["type"], first["msg"], first.get("ctx", {}))
+    place, what = [str(part) for part in first["loc"]], what_is_wrong(first["type"], first["msg"], first.get("ctx", {}))
     if first["type"] not in ("missing", "extra_forbidden") and isinstance(first["input"], str | int | float):
         shown = repr(first["input"])
         what = f"{shown} {what}" if len(shown) <= _SHOWN and shown not in what and what.startswith("is ") else what
     return ": ".join(part for part in (".".join(place), what) if part)
 
 
-def _what(kind: str, message: str, context: dict[str, object]) -> str:
+def what_is_wrong(kind: str, message: str, context: dict[str, object]) -> str:
+    """One of pydantic's complaints (its type, message and context), in words for people."""
     match kind:
         case "missing":
             return "is missing"

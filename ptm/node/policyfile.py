@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ptm.complaint import what_is_wrong
 from ptm.config import MAX_TOML_BYTES
 from ptm.errors import ConfigError
 from ptm.node.patterns import first_slow
@@ -244,7 +245,7 @@ def _mistake(error: ErrorDetails, name: str, line: int) -> ConfigError:
         near = difflib.get_close_matches(key, known.model_fields, 1)
         hint = _HINTS.get(key) or (f"did you mean {near[0]}?" if near else _KEYS)
         return ConfigError(f"{name}: line {line}: unknown key {key}", hint=hint)
-    said = error["msg"].removeprefix("Value error, ")
+    said = what_is_wrong(error["type"], error["msg"], error.get("ctx", {}))
     hint = "quote it in single quotes, so that a backslash is a backslash" if "regular expression" in said else _KEYS
     return ConfigError(f"{name}: line {line}: {key + ': ' if key != 'allow' else ''}{said}", hint=hint)
 
