@@ -30,7 +30,7 @@ def what_is_wrong(kind: str, message: str, context: dict[str, object]) -> str:
         case "extra_forbidden":
             return "there is no such setting"
         case "tuple_type" | "list_type":
-            return "is not a list: put it in brackets, like [\"one\", \"two\"]"
+            return 'is not a list: put it in brackets, like ["one", "two"]'
         case "union_tag_invalid":
             return f"kind {context['tag']!r} is none of {context['expected_tags']}"
         case "string_pattern_mismatch" if context["pattern"] == NAME_PATTERN:
