@@ -246,6 +246,8 @@ def raise_swallowed(*streams: Meter) -> None:
 
 def cause(plain: Meter, cipher: Meter, error: Exception, text: str) -> BaseException:
     """What really happened: the stream's own error (a full disk, a Ctrl-C in the middle), else what age says."""
+    if str(error).startswith("KeyboardInterrupt"):  # where no meter could see it: between the library and the first line of ours
+        return KeyboardInterrupt()
     own = plain.error or cipher.error
     if isinstance(own, OSError | SealError) or (own is not None and not isinstance(own, Exception)):
         return own

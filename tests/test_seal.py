@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,30 @@ def test_ctrl_c_in_the_middle_is_no_broken_seal() -> None:
         unseal(Interrupted(), io.BytesIO(), identity)
     with pytest.raises(KeyboardInterrupt):
         unseal(io.BytesIO(sealed), Interrupted(), identity)
+
+
+def test_ctrl_c_at_any_moment_is_no_broken_seal() -> None:
+    """Most often Python notices a signal between the library and the first line of our own code, where no meter looks."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    text = bytes(16 * 1024 * 1024)
+    sealed = seal_bytes(text, TO_SITE)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for n in range(60):
+            for work in (
+                lambda: seal(io.BytesIO(text), io.BytesIO(), TO_SITE),
+                lambda: unseal(io.BytesIO(sealed), io.BytesIO(), SITE),
+            ):
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + n * 0.0001, 1.0)
+                with pytest.raises(KeyboardInterrupt):
+                    work()
+                    signal.pause()  # it was faster than the signal
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 100_000])
