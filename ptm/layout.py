@@ -204,10 +204,6 @@ def transfer_file(party: str, sender: str, transfer_id: str, name: str, suffix: 
     return f"inbox/{party}/{sender}/{transfer_id}/files/{name}.{suffix}"
 
 
-def receipts_of(party: str, sender: str, transfer_id: str) -> str:
-    return f"sites/{party}/receipts/{sender}/{transfer_id}/"
-
-
 def receipt(party: str, sender: str, transfer_id: str, seen_sha256: str) -> str:
     """The party's answer to a manifest with these bytes (SHA-256 of the object as it lay in the inbox)."""
     return f"sites/{party}/receipts/{sender}/{transfer_id}/{seen_sha256}.json"

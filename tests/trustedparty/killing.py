@@ -182,7 +182,7 @@ class Killing:
                 # a sender that was killed when all was done is told to send the file again, and that is refused
                 why = "is there already" if set(item.files) <= set(accepted) else "does not take a file of the name"
                 assert why in (item.reason or ""), item
-            answers = list(ttp.store.list(layout.receipts_of("ttp", "clinic", item.id)))
+            answers = list(ttp.store.list(f"sites/ttp/receipts/clinic/{item.id}/"))
             assert len(answers) == 1
             assert ttp.read_own(answers[0].key, Receipt).state == item.state
         ledger = Ledger(ttp.home.ledger)
