@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ptm.trustedparty.send import Stages
+    from ptm.trustedparty.uploading import Stages
 
 
 @contextlib.contextmanager

@@ -107,11 +107,17 @@ class Store(abc.ABC):
         constant memory. Overwrites. All or nothing: an interrupted upload leaves no object at the key (or the one
         that was there)."""
 
-    def upload_resumable(self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None) -> None:
+    def upload_resumable(
+        self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None, growing_to: int | None = None
+    ) -> None:
         """As `upload`, for objects that may take hours: after an interruption of any kind (`kill -9` too), a call with the same
         key, the same content and the same journal sends only what the store has not got yet; what it has is reported to
         `progress` as moved. `journal` is a path in a private folder, for one key and one process at a time: the store
         keeps there what it has to know, and removes it when the object is there.
+
+        `growing_to`: the source is still being written, of about so many bytes, and its `read` waits for what is not there yet.
+        There is no object before it has ended; what of another one the journal remembers is given up. After an interruption,
+        the next call has the whole content, and no `growing_to`.
 
         A store that cannot go on in the middle sends all of it again: this default."""
         self.upload(key, source, progress)

@@ -81,7 +81,7 @@ class S3Store(Store):
             make = _client_maker(session, endpoint_url)
             self._client = make(4, min(timeout_seconds, SMALL_SECONDS))
             self._single = make(1, min(timeout_seconds, SMALL_SECONDS))
-            self._transfers = make(4, timeout_seconds)
+            self._transfers = make(4, timeout_seconds, sign_bodies=False)
             self.endpoint_url, self.region = self._client.meta.endpoint_url, self._client.meta.region_name
         except sdk.ProfileNotFound as e:
             raise UsageError(f"{self.url}: {e}", hint="look for it in ~/.aws/config, or leave `profile=` out of the URL") from e
@@ -160,14 +160,21 @@ class S3Store(Store):
                 raise stream.error from None
             raise
 
-    def upload_resumable(self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None) -> None:
+    def upload_resumable(
+        self, key: str, source: BinaryIO, journal: Path, progress: Progress | None = None, growing_to: int | None = None
+    ) -> None:
         target = self._target(key)
+        if growing_to is not None:
+            abandon_parts(target, journal)
+            send_parts(target, source, journal, progress, None, growing_to)
+            return
         start = source.tell()
         size = source.seek(0, os.SEEK_END) - start
         source.seek(start)
         if size > PART_BYTES:
-            send_parts(target, source, journal, progress)
+            send_parts(target, source, journal, progress, size, size)
         else:
+            abandon_parts(target, journal)
             self.upload(key, source, progress)
 
     def abandon(self, key: str, journal: Path) -> None:
@@ -326,14 +333,14 @@ class S3Store(Store):
         return full.removeprefix(self._base) if full.startswith(self._base) else ""
 
 
-def _client_maker(session: boto3.session.Session, endpoint_url: str | None) -> Callable[[int, float], S3Client]:
-    def make(attempts: int, timeout_seconds: float) -> S3Client:
+def _client_maker(session: boto3.session.Session, endpoint_url: str | None) -> Callable[..., S3Client]:
+    def make(attempts: int, timeout_seconds: float, sign_bodies: bool = True) -> S3Client:
         config = Config(
             connect_timeout=min(timeout_seconds, 10),
             read_timeout=timeout_seconds,
             max_pool_connections=POOL,
             retries={"mode": "standard", "total_max_attempts": attempts},
-            s3={"addressing_style": "path"} if endpoint_url else {},
+            s3={"payload_signing_enabled": sign_bodies, **({"addressing_style": "path"} if endpoint_url else {})},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )

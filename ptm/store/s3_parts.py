@@ -5,9 +5,10 @@ Rules:
   arrived. It is no more than a memory: a part is there if the server lists it (ListParts).
 - A listed part counts if its size is right and its ETag is the MD5 of the bytes at hand; or, as servers that encrypt (SSE-KMS)
   have ETags of another kind, the one that the server gave for bytes with the CRC that these have. All others are sent again.
-- No MD5 is taken of what is sent the first time, for that costs as much as the sending: TLS, or the SHA-256 in a signature over
-  plain HTTP, keep a part whole on its way.
+- What is sent the first time is not hashed, which costs as much as the sending: TLS keeps a part whole on its way, and whoever
+  fetches the object compares it with a digest that was signed. Only the first parts are, to see what ETags the server has.
 - An upload that the server no longer has is either finished (the object's ETag is that of all parts) or begun again.
+- A source that is still being written is read to its end, for which its `read` waits; the size in the journal is null then.
 - Memory: at most `IN_FLIGHT_BYTES` of parts, for objects up to 640 GB (`MAX_PARTS` parts; beyond, one part at a time).
 - Whoever stops it (an error, Ctrl-C) waits for no part: those on their way are cut off.
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ptm.errors import AccessDenied, NotFound, StoreError
 from ptm.files import write_atomic
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 * 1024 * 1024
 MAX_PARTS = 10_000
+BLOCK_BYTES = 256 * 1024
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 WORKERS = 4
 _MEBIBYTE = 1024 * 1024
@@ -61,42 +62,57 @@ class Target:
 
 @dataclass(frozen=True)
 class _Upload:
-    """An upload that was begun: what it is for, and how it is cut."""
+    """An upload that was begun: what it is for, and how it is cut. `size` is None if it was not known yet."""
 
     id: str
     bucket: str
     full: str
-    size: int
+    size: int | None
     part_bytes: int
 
-    @property
-    def count(self) -> int:
-        return -(-self.size // self.part_bytes)
+    def is_for(self, target: Target, size: int | None) -> bool:
+        """Whether it may be gone on with, for an object of this size."""
+        return size is not None and (self.bucket, self.full) == (target.bucket, target.full) and self.size in (None, size)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part that the server has taken: its ETag (without quotes), and the CRC-32 of its bytes if it was sent from here."""
+    """A part that the server has taken: its ETag (without quotes), and the CRC-32 of its bytes if that is known, and not the ETag
+    their MD5."""
 
     etag: str
     crc: int | None = None
+
+    def is_made_of(self, body: bytes) -> bool:
+        return self.etag == _md5(body) if self.crc is None else self.crc == zlib.crc32(body)
 
 
 class _Stopped(BaseException):
     """Ends a part on its way. No `Exception`: the SDK would take it for a broken connection, and send the part again."""
 
 
-class _Body(io.BytesIO):
-    """A part's bytes, until `stop` is set."""
+class _Body:
+    """A part's bytes to send, until `stop` is set."""
 
     def __init__(self, body: bytes, stop: threading.Event) -> None:
-        super().__init__(body)
-        self._stop = stop
+        self._body, self._stop, self._at = memoryview(body), stop, 0
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self)}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> memoryview:
+        """The next block. urllib3 asks for 16 KiB at a time, for each of which this thread would wait for its turn."""
         if self._stop.is_set():
             raise _Stopped
-        return super().read(size)
+        start, self._at = self._at, min(self._at + BLOCK_BYTES, len(self))
+        return self._body[start : self._at]
 
 
 def part_bytes(size: int) -> int:
@@ -104,17 +120,17 @@ def part_bytes(size: int) -> int:
     return max(PART_BYTES, -(-size // (MAX_PARTS * _MEBIBYTE)) * _MEBIBYTE)
 
 
-def send_parts(target: Target, source: BinaryIO, journal: Path, progress: Progress | None) -> None:
-    """Send what is missing of an object and finish it; see `Store.upload_resumable`."""
+def send_parts(target: Target, source: BinaryIO, journal: Path, progress: Progress | None, size: int | None, most: int) -> None:
+    """Send what is missing of an object and finish it; see `Store.upload_resumable`. `size` is None, and `most` what it may
+    become, if the source is still being written."""
     start = source.tell()
-    size = source.seek(0, os.SEEK_END) - start
     moved = one_at_a_time(progress) or (lambda moved: None)
     book = _Journal(journal)
     for last in (False, False, True):
-        upload, parts = _take_up(target, book, size)
+        upload, parts = _take_up(target, book, size, most)
         source.seek(start)
         if upload is None:
-            moved(size)
+            moved(size or 0)
             break
         sender = _Sender(target, upload, book, parts, moved)
         try:
@@ -124,7 +140,7 @@ def send_parts(target: Target, source: BinaryIO, journal: Path, progress: Progre
         except StoreError as e:
             if not isinstance(e, NotFound) and code_of(e.__cause__) not in _BEGIN_AGAIN:
                 raise
-            if _is_finished(target, upload, sender.done):
+            if _is_finished(target, upload, sender.done, sender.size):
                 break
             if last:
                 raise
@@ -144,14 +160,16 @@ def abandon_parts(target: Target, journal: Path) -> None:
     book.remove()
 
 
-def _take_up(target: Target, book: _Journal, size: int) -> tuple[_Upload | None, Mapping[int, tuple[int, _Part]]]:
+def _take_up(
+    target: Target, book: _Journal, size: int | None, most: int
+) -> tuple[_Upload | None, Mapping[int, tuple[int, _Part]]]:
     """The upload to go on with, and the parts that are there, with their sizes. No upload: the object was finished before."""
     upload, noted = book.read()
-    if upload is not None and (upload.bucket, upload.full, upload.size) == (target.bucket, target.full, size):
+    if upload is not None and upload.is_for(target, size):
         try:
             return upload, _listed(target, upload, noted)
         except NotFound:
-            if _is_finished(target, upload, noted):
+            if _is_finished(target, upload, noted, size):
                 return None, {}
         except AccessDenied as e:
             log.warning("%s: begun again, as what was sent cannot be listed: %s", target.key, e)
@@ -160,7 +178,7 @@ def _take_up(target: Target, book: _Journal, size: int) -> tuple[_Upload | None,
             abandon_parts(target, book.path)
     with errors(target.key):
         begun = target.client.create_multipart_upload(Bucket=target.bucket, Key=target.full)["UploadId"]
-    upload = _Upload(begun, target.bucket, target.full, size, part_bytes(size))
+    upload = _Upload(begun, target.bucket, target.full, size, part_bytes(most))
     book.begin(upload)
     return upload, {}
 
@@ -186,25 +204,24 @@ def _finish(target: Target, upload: _Upload, parts: Mapping[int, _Part]) -> None
         )
 
 
-def _is_finished(target: Target, upload: _Upload, parts: Mapping[int, _Part]) -> bool:
+def _is_finished(target: Target, upload: _Upload, parts: Mapping[int, _Part], size: int | None) -> bool:
     """Whether the object made of exactly these parts is there: the answer to finishing it may have been lost. An ETag of parts is
     the MD5 of their MD5s; a server with other ETags is not believed, and gets it all again."""
-    if len(parts) != upload.count:
-        return False
     try:
         digest = _md5(b"".join(bytes.fromhex(parts[n].etag) for n in sorted(parts)))
     except ValueError:
         return False
     try:
         with errors(target.key):
-            etag = target.client.head_object(Bucket=upload.bucket, Key=upload.full)["ETag"]
+            found = target.client.head_object(Bucket=upload.bucket, Key=upload.full)
     except (NotFound, AccessDenied):
         return False
-    return etag.strip('"') == f"{digest}-{upload.count}"
+    return (found["ContentLength"], found["ETag"].strip('"')) == (size, f"{digest}-{len(parts)}")
 
 
 class _Sender:
-    """One pass over the parts. `done` are those that the server has; `moved` is how many bytes were reported."""
+    """One pass over the parts. `done` are those that the server has, `moved` is how many bytes were reported, and `size` how many
+    there are: None until they were read, if that is not known before."""
 
     def __init__(
         self,
@@ -219,42 +236,51 @@ class _Sender:
         self._lock = threading.Lock()
         self.done: dict[int, _Part] = {}
         self.moved = 0
+        self.size = upload.size
+        self._md5_etags: bool | None = None
 
     def send(self, source: BinaryIO) -> None:
         workers = max(1, min(WORKERS, IN_FLIGHT_BYTES // self._upload.part_bytes - 1))
         running: set[Future[None]] = set()
         with ThreadPoolExecutor(workers, thread_name_prefix="part") as pool:
             try:
-                for number in range(1, self._upload.count + 1):
+                read, number = 0, 0
+                while body := self._read(source, None if self.size is None else self.size - read):
+                    read, number = read + len(body), number + 1
                     running = _wait_for_room(running, workers)
-                    running.add(pool.submit(self._one, number, self._read(source, number)))
+                    running.add(pool.submit(self._one, number, body))
+                if self.size not in (None, read):
+                    raise StoreError(
+                        f"{self._target.key}: what is sent became shorter meanwhile", hint="give the same command again"
+                    )
+                self.size = read
                 _wait_for_room(running, 1)
             finally:
                 self._stop.set()  # all is done, or the rest is not to be
 
-    def _read(self, source: BinaryIO, number: int) -> bytes:
-        wanted = min(self._upload.part_bytes, self._upload.size - (number - 1) * self._upload.part_bytes)
+    def _read(self, source: BinaryIO, left: int | None) -> bytes:
+        """A part, or what there is at the end."""
+        wanted = self._upload.part_bytes if left is None else min(self._upload.part_bytes, left)
         body = source.read(wanted)
-        while len(body) < wanted:
-            more = source.read(wanted - len(body))
-            if not more:
-                raise StoreError(f"{self._target.key}: what is sent became shorter meanwhile", hint="give the same command again")
+        while len(body) < wanted and (more := source.read(wanted - len(body))):
             body += more
         return body
 
     def _one(self, number: int, body: bytes) -> None:
-        crc = zlib.crc32(body)
         size, part = self._listed.get(number, (0, None))
-        if part is None or size != len(body) or (part.crc != crc and part.etag != _md5(body)):
+        if part is None or size != len(body) or not part.is_made_of(body):
             with errors(self._target.key):
                 answer = self._target.client.upload_part(
                     Bucket=self._upload.bucket,
                     Key=self._upload.full,
                     UploadId=self._upload.id,
                     PartNumber=number,
-                    Body=_Body(body, self._stop),
+                    Body=cast(BinaryIO, _Body(body, self._stop)),
                 )
-                part = _Part(answer["ETag"].strip('"'), crc)
+            etag = answer["ETag"].strip('"')
+            if self._md5_etags is None:
+                self._md5_etags = etag == _md5(body)
+            part = _Part(etag, None if self._md5_etags else zlib.crc32(body))
             self._book.note(number, part)
         with self._lock:
             self.done[number] = part

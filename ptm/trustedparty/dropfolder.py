@@ -39,9 +39,10 @@ from ptm.store.changes_file import FolderWatch
 from ptm.transfer import Format
 from ptm.trustedparty.dropfiles import Look, as_lines, could_be_replaced, files_in, has_writer, journal_of, look_at, move
 from ptm.trustedparty.outbox import Outbox, Plan
-from ptm.trustedparty.send import Source, Stage, Stages, cancel, send
+from ptm.trustedparty.send import Source, cancel, send
 from ptm.trustedparty.sent import wait_for_answer
 from ptm.trustedparty.sources import check_party
+from ptm.trustedparty.uploading import Stage, Stages
 
 log = logging.getLogger("ptm.dropfolder")
 SETTLE_S = 2.0

@@ -16,6 +16,7 @@ from ptm.trustedparty.collection import Collections, HeldFile, place_of
 from ptm.trustedparty.outbox import Inner, Outbox
 from ptm.trustedparty.settings import need_party
 from ptm.trustedparty.sources import Source
+from ptm.trustedparty.uploading import Stages
 
 
 def forward(
@@ -27,7 +28,7 @@ def forward(
     collection: str,
     format: Format = "age",
     purpose: str = "",
-    stages: sending.Stages | None = None,
+    stages: Stages | None = None,
 ) -> Transfer:
     """Send a held file, named `COLLECTION/SENDER/NAME`, to a member. `UsageError`."""
     source = _source(home, find(home, what))

@@ -271,6 +271,6 @@ class Receiver:
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A private file in quarantine, on disk when the block ends."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as file:
-        synced = Synced(file)
+        synced = Synced(file, forget=True)
         yield cast(BinaryIO, synced)
         synced.sync()

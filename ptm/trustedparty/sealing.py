@@ -11,6 +11,8 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import BinaryIO, cast
 
 from pydantic import ValidationError
@@ -26,37 +28,49 @@ from ptm.transfer import Transfer
 from ptm.trustedparty.formats import seal_stream
 from ptm.trustedparty.outbox import Done, Inner, Plan, PlannedFile, TransferFolder
 from ptm.trustedparty.sources import open_source
-from ptm.trustedparty.streams import Synced
+from ptm.trustedparty.streams import Growth, Synced
 from ptm.trustedparty.unsealing import opened
 
 SPARE_BYTES = 1024 * 1024
+NOBODY_FOLLOWS: Mapping[int, Growth] = MappingProxyType({})
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def seal_plan(
-    registry: Registry, folder: TransferFolder, plan: Plan, key: str, progress: Progress | None
+    registry: Registry,
+    folder: TransferFolder,
+    plan: Plan,
+    key: str,
+    progress: Progress | None,
+    growths: Mapping[int, Growth] = NOBODY_FOLLOWS,
 ) -> tuple[Transfer, bytes]:
-    """Seal to the party's age key what is not sealed yet, and sign: the transfer, and its bytes. After an error nothing is left;
-    after an interruption, what is sealed."""
+    """Seal to the party's age key what is not sealed yet, and sign: the transfer, and its bytes. `growths`, by the number of the
+    file, are told how much of it there is; their end comes when the plan has it as sealed."""
     try:
         _check_room(folder, plan)
-        for file in plan.files[len(plan.done) :]:
-            plan = plan.model_copy(update={"done": (*plan.done, _seal_file(registry, folder, plan, file, key, progress))})
+        for number in range(len(plan.done), len(plan.files)):
+            growth = growths.get(number)
+            done = _seal_file(registry, folder, plan, plan.files[number], key, progress, growth)
+            plan = plan.model_copy(update={"done": (*plan.done, done)})
             folder.save_plan(plan)
+            if growth is not None:
+                growth.end()
         transfer = _as_transfer(registry, plan, key)
         body = registry.sign(transfer)
         write_atomic(folder.manifest, body, mode=0o600)
     except (ValidationError, Malformed) as e:
-        folder.remove()
         raise UsageError(f"the transfer is not well-formed: {e}", hint="fewer files, or shorter names") from e
-    except Exception:
-        folder.remove()
-        raise
     return transfer, body
 
 
 def _seal_file(
-    registry: Registry, folder: TransferFolder, plan: Plan, file: PlannedFile, key: str, progress: Progress | None
+    registry: Registry,
+    folder: TransferFolder,
+    plan: Plan,
+    file: PlannedFile,
+    key: str,
+    progress: Progress | None,
+    growth: Growth | None,
 ) -> Done:
     target = folder.sealed(file.name, plan.format)
     with open_source(file.path) as stored:
@@ -64,7 +78,7 @@ def _seal_file(
         counting = cast("BinaryIO", _Counting(stored, progress))
         try:
             with target.open("wb") as hidden, _in_clear(counting, file.inner, registry.keys) as clear:
-                synced = Synced(hidden)
+                synced = Synced(hidden, growth)
                 plain, cipher = seal_stream(plan.format, clear, cast("BinaryIO", synced), key)
                 synced.sync()
         except OSError as e:
@@ -98,13 +112,18 @@ def _not_sealed(file: PlannedFile, folder: TransferFolder, e: OSError) -> PtmErr
 
 def _check_room(folder: TransferFolder, plan: Plan) -> None:
     """Say that the disk is too small before an hour of sealing, not after."""
-    needed = sum(file.size + file.size // 1000 for file in plan.files[len(plan.done) :]) + SPARE_BYTES
+    needed = sum(at_most(file) for file in plan.files[len(plan.done) :]) + SPARE_BYTES
     free = shutil.disk_usage(folder.path).free
     if free < needed:
         raise PtmError(
             f"the sealed files take {needed // 10**6} MB, and {folder.path.parent} has {free // 10**6} MB left",
             hint="free space there, or send the files one by one: a sealed copy is kept until it is sent",
         )
+
+
+def at_most(file: PlannedFile) -> int:
+    """How many bytes a file has when it is sealed, but for its header."""
+    return file.size + file.size // 1000
 
 
 def _as_transfer(registry: Registry, plan: Plan, key: str) -> Transfer:

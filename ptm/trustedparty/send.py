@@ -4,9 +4,10 @@
     upload     the sealed files, big ones in parts; may be called again, and sends what is missing
     announce   the manifest, create-if-absent: from here on the transfer is the party's
 
-`send` does all three in the outbox, and takes up a transfer of the same files that was interrupted; `resume_all` takes up every
-one. A transfer keeps its id and its bytes through all interruptions, and is announced at most once: the party answers before it
-removes a manifest, so one that is neither there nor answered was never announced.
+`send` does all three in the outbox, the first two at the same time (`ptm.trustedparty.uploading`), and takes up a transfer of
+the same files that was interrupted; `resume_all` takes up every one. A transfer keeps its id and its bytes through all
+interruptions, and is announced at most once: the party answers before it removes a manifest, so one that is neither there nor
+answered was never announced.
 
 What counts is what was sealed: a file may change or go afterwards.
 
@@ -15,25 +16,22 @@ What it does not do: learn what became of a transfer (`ptm.trustedparty.sent`), 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ptm import envelope, layout
 from ptm.errors import AlreadyExists, NotForUs, NotFound, PtmError, TooLarge, UsageError, VerificationError
-from ptm.model import Delivered, SentFile
+from ptm.model import Delivered
 from ptm.registry import Registry
 from ptm.store.base import Progress
-from ptm.transfer import SUFFIX, Format, FromRun, Receipt, Transfer
+from ptm.transfer import Format, FromRun, Receipt, Transfer
 from ptm.trustedparty.outbox import SHOWS_SENT, Outbox, TransferFolder
 from ptm.trustedparty.sealing import seal_plan
 from ptm.trustedparty.sources import Source as Source
 from ptm.trustedparty.sources import check_party, check_unchanged, make_plan
-
-Stage = Literal["sealing", "sending"]
-Stages = Callable[[Stage, int], Progress]
-"""Called when a stage begins, with its number of bytes; what it returns is told of each step."""
+from ptm.trustedparty.uploading import Stages, seal_and_upload, take_back, upload_sealed
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,11 @@ def prepare(
     made = TransferFolder(folder)
     made.make()
     made.save_plan(plan)
-    return Prepared(folder, *seal_plan(registry, made, plan, key, progress))
+    try:
+        return Prepared(folder, *seal_plan(registry, made, plan, key, progress))
+    except Exception:
+        made.remove()
+        raise
 
 
 def reopen(registry: Registry, folder: Path) -> Prepared:
@@ -114,14 +116,8 @@ def upload(registry: Registry, prepared: Prepared, progress: Progress | None = N
     if is_announced(registry, prepared):
         return
     check_party(registry, transfer.party)
-    for number, file in enumerate(transfer.files):
-        key = _file_key(transfer, file)
-        if _is_there(registry, key, file.size):
-            if progress:
-                progress(file.size)
-            continue
-        with prepared.sealed(file.name).open("rb") as cipher:
-            registry.store.upload_resumable(key, cipher, TransferFolder(prepared.folder).journal(number), progress)
+    for number in range(len(transfer.files)):
+        upload_sealed(registry, TransferFolder(prepared.folder), transfer, number, progress)
 
 
 def announce(registry: Registry, prepared: Prepared) -> None:
@@ -147,10 +143,7 @@ def withdraw(registry: Registry, prepared: Prepared) -> None:
     transfer = prepared.transfer
     if _where(registry, prepared) in ("announced", "answered"):
         raise AlreadyExists(f"transfer {transfer.id} is with {transfer.party} already", hint=SHOWS_SENT)
-    for number, file in enumerate(transfer.files):
-        key = _file_key(transfer, file)
-        registry.store.abandon(key, TransferFolder(prepared.folder).journal(number))
-        registry.store.delete(key)
+    take_back(registry, TransferFolder(prepared.folder), transfer)
 
 
 def _where(registry: Registry, prepared: Prepared) -> Literal["not there", "announced", "answered", "another"]:
@@ -252,9 +245,12 @@ def cancel(registry: Registry, outbox: Outbox, transfer_id: str) -> None:
     with outbox.take_up(transfer_id) as folder:
         if folder is None:
             raise _not_interrupted(outbox, transfer_id)
+        plan = folder.read_plan()
         try:
             prepared = _as_signed(registry, folder)
         except NotFound:
+            if plan is not None:
+                take_back(registry, folder, plan)
             folder.remove()
             return
         try:
@@ -281,10 +277,9 @@ def _go_on(registry: Registry, outbox: Outbox, folder: TransferFolder, stages: S
         prepared = reopen(registry, folder.path)
     except NotFound:
         key = check_party(registry, plan.party)
-        left = sum(file.size for file in plan.files[len(plan.done) :])
-        sealed = seal_plan(registry, folder, plan, key, stages and stages("sealing", left))
-        prepared = Prepared(folder.path, *sealed)
-    upload(registry, prepared, stages and stages("sending", sum(file.size for file in prepared.transfer.files)))
+        prepared = Prepared(folder.path, *seal_and_upload(registry, folder, plan, key, stages))
+    else:
+        upload(registry, prepared, stages and stages("sending", sum(file.size for file in prepared.transfer.files)))
     announce(registry, prepared)
     outbox.finish(folder, prepared.body)
     return prepared.transfer
@@ -307,17 +302,5 @@ def _as_signed(registry: Registry, folder: TransferFolder) -> Prepared:
     return Prepared(folder.path, own_transfer(registry, body), body)
 
 
-def _is_there(registry: Registry, key: str, size: int) -> bool:
-    """Whether a file is in the inbox: an object is whole or not there, and nobody else writes under this transfer's id."""
-    try:
-        return registry.store.head(key).size == size
-    except NotFound:
-        return False
-
-
 def _manifest_key(transfer: Transfer) -> str:
     return layout.transfer_manifest(transfer.party, transfer.sender, transfer.id)
-
-
-def _file_key(transfer: Transfer, file: SentFile) -> str:
-    return layout.transfer_file(transfer.party, transfer.sender, transfer.id, file.name, SUFFIX[transfer.format])

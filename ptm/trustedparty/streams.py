@@ -1,8 +1,10 @@
-"""Two streams for big files on their way: a pipe between threads, in memory, and a file that is synced while it is written."""
+"""Streams for big files on their way: a pipe between threads, in memory; a file that is synced while it is written; and one that
+is read while it is written."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from typing import BinaryIO
@@ -59,19 +61,82 @@ class Pipe:
             self._turn.notify_all()
 
 
-class Synced:
-    """A file to write. What is written goes to the disk meanwhile, in a thread, so that `sync` has little left to do."""
+class Broken(Exception):
+    """What is followed stopped growing before its end."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._new = file, 0
+
+class Growth:
+    """How much there is of a file that one thread writes and another reads meanwhile. Either may stop it."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._turn = threading.Condition()
+        self._ended = self._stopped = False
+
+    def add(self, size: int) -> None:
+        """So many bytes more can be read. `BrokenPipeError` if it was stopped."""
+        with self._turn:
+            if self._stopped:
+                raise BrokenPipeError("nobody reads any more")
+            self._size += size
+            self._turn.notify_all()
+
+    def end(self) -> None:
+        """That was all."""
+        with self._turn:
+            self._ended = True
+            self._turn.notify_all()
+
+    def stop(self) -> None:
+        """Nothing more is to come. Changes nothing if it has ended."""
+        with self._turn:
+            self._stopped = True
+            self._turn.notify_all()
+
+    def wait(self, size: int) -> int:
+        """Wait for so many bytes, or the end: how many of them there are. `Broken` if it was stopped before."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._ended or self._stopped or self._size >= size)
+            if self._stopped and not self._ended:
+                raise Broken("stopped before the end")
+            return min(size, self._size)
+
+
+class Following:
+    """A file that grows, to be read from its start: who reads waits for what is not there yet."""
+
+    def __init__(self, file: BinaryIO, growth: Growth) -> None:
+        self._file, self._growth, self._forgotten = file, growth, 0
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+        if start - self._forgotten >= SYNC_BYTES:
+            _forget(self._file.fileno(), start)
+            self._forgotten = start
+        there = self._growth.wait(start + size if size >= 0 else sys.maxsize)
+        return self._file.read(there - start)
+
+
+class Synced:
+    """A file to write. What is written goes to the disk meanwhile, in a thread, so that `sync` has little left to do. `growth` is
+    told of what can be read. With `forget`, what is on the disk leaves the system's cache, which has better uses than a file of
+    gigabytes that nobody reads at once."""
+
+    def __init__(self, file: BinaryIO, growth: Growth | None = None, *, forget: bool = False) -> None:
+        self._file, self._growth, self._forget, self._new = file, growth, forget, 0
         self._syncing: threading.Thread | None = None
 
     def write(self, chunk: bytes) -> int:
         self._file.write(chunk)
+        if self._growth is not None:
+            self._file.flush()
+            self._growth.add(len(chunk))
         self._new += len(chunk)
         if self._new >= SYNC_BYTES and not (self._syncing and self._syncing.is_alive()):
             self._file.flush()
-            self._new, self._syncing = 0, threading.Thread(target=_sync, args=(os.dup(self._file.fileno()),), name="sync")
+            self._new, descriptor = 0, os.dup(self._file.fileno())
+            self._syncing = threading.Thread(target=self._to_disk, args=(descriptor,), name="sync")
             self._syncing.start()
         return len(chunk)
 
@@ -85,11 +150,18 @@ class Synced:
             self._syncing.join()
         os.fsync(self._file.fileno())
 
+    def _to_disk(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+            if self._forget:
+                _forget(descriptor, 0)
+        except OSError:
+            pass  # `sync` asks again, and raises
+        finally:
+            os.close(descriptor)
 
-def _sync(descriptor: int) -> None:
-    try:
-        os.fdatasync(descriptor)
-    except OSError:
-        pass  # `sync` asks again, and raises
-    finally:
-        os.close(descriptor)
+
+def _forget(descriptor: int, size: int) -> None:
+    """Take so much of a file (0: all of it) out of the system's cache, if it is on the disk. Only a wish."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_DONTNEED)

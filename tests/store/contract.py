@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,6 +71,19 @@ class Stopping(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0 or self.tell() + size > self._at:
             raise KeyboardInterrupt
+        return super().read(size)
+
+
+class Growing(io.BytesIO):
+    """A source that is still being written: `gate` is waited for before anything from this byte on is read."""
+
+    def __init__(self, body: bytes, at: int) -> None:
+        super().__init__(body)
+        self._at, self.gate = at, threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0 or self.tell() + size > self._at:
+            assert self.gate.wait(60)
         return super().read(size)
 
 
@@ -324,6 +337,30 @@ class StoreContract:
         store.upload_resumable("k", io.BytesIO(body), journal, moved.append)
         assert store.get("k", len(body)) == body
         assert sum(moved) == len(body)
+        assert not journal.exists()
+
+    def test_source_that_grows_is_uploaded_to_its_end_and_there_is_no_object_before(self, store: Store, tmp_path: Path) -> None:
+        body, moved = os.urandom(30_000_000), list[int]()
+        source = Growing(body, 29_000_000)
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(store.upload_resumable, "k", source, tmp_path / "journal", moved.append, 31_000_000)
+            assert not wait([done], timeout=0.5).done
+            assert keys(store) == []
+            source.gate.set()
+        done.result()
+        assert store.get("k", len(body)) == body
+        assert sum(moved) == len(body)
+        assert not (tmp_path / "journal").exists()
+
+    def test_source_that_stops_growing_leaves_no_object_and_the_whole_is_uploaded_by_the_next_call(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        body, journal = os.urandom(30_000_000), tmp_path / "journal"
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("k", Stopping(body, 20_000_000), journal, growing_to=31_000_000)
+        assert keys(store) == []
+        store.upload_resumable("k", io.BytesIO(body), journal)
+        assert store.get("k", len(body)) == body
         assert not journal.exists()
 
     def test_interrupted_upload_of_something_else_is_not_taken_up(self, store: Store, tmp_path: Path) -> None:

@@ -128,6 +128,29 @@ class S3Contract(UrlContract):
         assert proxy.puts == 10 - held
         assert store.get("big", len(body)) == body
 
+    def test_parts_of_a_source_that_grows_are_sent_meanwhile_and_the_next_call_sends_the_rest(
+        self, store: S3Store, behind: S3Store, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        body = os.urandom(9 * PART_BYTES + 12345)
+        with pytest.raises(KeyboardInterrupt):
+            behind.upload_resumable("big", Stopping(body, 5 * PART_BYTES), tmp_path / "journal", growing_to=10 * PART_BYTES)
+        held = parts_of(store)
+        assert 1 <= held <= 5
+
+        proxy.puts = 0
+        behind.upload_resumable("big", io.BytesIO(body), tmp_path / "journal")
+        assert proxy.puts == 10 - held
+        assert store.get("big", len(body)) == body
+
+    def test_source_that_grows_takes_up_nothing_and_what_was_sent_before_is_removed(self, store: S3Store, tmp_path: Path) -> None:
+        first, second, journal = os.urandom(7 * PART_BYTES), os.urandom(2 * PART_BYTES), tmp_path / "journal"
+        with pytest.raises(KeyboardInterrupt):
+            store.upload_resumable("big", Stopping(first, 6 * PART_BYTES), journal, growing_to=len(first))
+        assert parts_of(store) > 0
+        store.upload_resumable("big", io.BytesIO(second), journal, growing_to=len(first))
+        assert store.get("big", len(second)) == second
+        assert parts_of(store) == 0
+
     def test_part_that_the_server_has_otherwise_is_sent_again(self, store: S3Store, tmp_path: Path) -> None:
         body, journal = os.urandom(4 * PART_BYTES), tmp_path / "journal"
         with pytest.raises(KeyboardInterrupt):

