@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
-.PHONY: demo vertical test lint lock bench soak soak-party screenshots clean
+.PHONY: demo vertical test unit lint lock bench soak soak-party screenshots clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ptm demo $(ARGS)
@@ -22,6 +22,10 @@ vertical: .venv/demo.stamp
 # Much of a test is waiting for servers, so three files at a time; ARGS="-n 0" for one, to debug.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+
+# What takes no whole run, no server and no waiting: under a minute.
+unit: .venv/dev.stamp
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -1,12 +1,17 @@
 """What is wrong with a value that a person gave (a flag, a setting, a task file), in a line for people.
 
-Only the first complaint of pydantic's is told, with the place and, where it is short, the value. Not for documents of others:
+Of pydantic's, only the first complaint is told, with the place and, where it is short, the value. Not for documents of others:
 what they hold reaches no terminal (`ptm.envelope.load`).
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 from pydantic import ValidationError
+
+from ptm.errors import UsageError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _SHOWN = 60
@@ -20,6 +25,13 @@ def complaint(error: ValidationError) -> str:
         shown = repr(first["input"])
         what = f"{shown} {what}" if len(shown) <= _SHOWN and shown not in what and what.startswith("is ") else what
     return ": ".join(part for part in (".".join(place), what) if part)
+
+
+def unknown_member(names: Sequence[str], active: Iterable[str]) -> UsageError:
+    """Names (one or more) that nobody in the roster has; the hint names the `active` members whom the first may have meant."""
+    near = difflib.get_close_matches(names[0], list(active))
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return UsageError(f"{', '.join(names)}: not a member of this registry", hint=f"{meant}`ptm member list` shows the members")
 
 
 def what_is_wrong(kind: str, message: str, context: dict[str, object]) -> str:

@@ -26,6 +26,7 @@ from tuf.api.metadata import Metadata, Role, Root, Snapshot, Targets, Timestamp
 from ptm import layout, reviewing
 from ptm.admission import already_member, check_request
 from ptm.algorithms import MAX_REVIEWERS, Board, approved, board_of, next_version
+from ptm.complaint import unknown_member
 from ptm.config import Home, Profile, load_profile, save_profile
 from ptm.enrolment import filled, member_keys
 from ptm.errors import AlreadyExists, KeyFileError, NotAllowed, NotFound, UsageError
@@ -126,17 +127,13 @@ def admit(
 def revoke(store: Store, home: Home, names: Sequence[str], now: datetime) -> list[Member]:
     """Revoke members, all or none; their lines of the roster. One that was revoked before stays as it is. Who was a
     reviewer is none any more: a list that lives on their signature lapses, until enough of the others have signed again.
-    `NotAllowed` for an unknown name or oneself."""
+    `UsageError` for an unknown name, `NotAllowed` for oneself."""
     me = load_profile(home).member
     with locked(home.trust):
         publisher = _publisher(store, home)
         state = publisher.settled(now)
         roster = _roster(state)
-        unknown = set(names) - {member.name for member in roster.members}
-        if unknown:
-            raise NotAllowed(
-                f"{', '.join(sorted(unknown))}: not a member of this registry", hint="`ptm member list` shows the members"
-            )
+        _check_known(names, roster)
         if me in names:
             raise NotAllowed(f"{me} is this home itself", hint="let another coordinator do it")
         members = tuple(
@@ -166,7 +163,7 @@ def set_reviewers(
 ) -> tuple[tuple[str, ...], int]:
     """Say which members review images, and how many of them have to sign; names and threshold as they are then.
 
-    `NotAllowed` for somebody who is no active member, `UsageError` for a threshold that can never be met. A list that
+    `NotAllowed` for a revoked member, `UsageError` for an unknown name and for a threshold that can never be met. A list that
     does not have the signatures that it takes from now on lapses, until it has been signed again."""
     with locked(home.trust):
         publisher = _publisher(store, home)
@@ -175,9 +172,10 @@ def set_reviewers(
         before = _board(state) or Board((), 0)
         active = {member.name: member.sign_key for member in roster.members if member.revoked is None}
         names = {key: name for name, key in active.items()}
-        unknown = sorted(set(add) - set(active))
-        if unknown:
-            raise NotAllowed(f"{', '.join(unknown)}: not an active member", hint="`ptm member list` shows the members")
+        _check_known(add, roster)
+        revoked = sorted(set(add) - set(active))
+        if revoked:
+            raise NotAllowed(f"{', '.join(revoked)}: not an active member", hint="`ptm member list` shows the members")
         absent = sorted(set(remove) - {names[key] for key in before.keys if key in names})
         if absent:
             raise UsageError(f"{', '.join(absent)}: not a reviewer", hint="`ptm registry reviewers` shows who is")
@@ -335,6 +333,12 @@ def _publisher(store: Store, home: Home) -> Publisher:
     if not is_coordinator(home):
         raise KeyFileError(f"{home.path} is not a coordinator's home: it has no keys/{ROLES_KEY}", hint="is --home right?")
     return Publisher(store, home.trust, load_signing_key(path))
+
+
+def _check_known(names: Sequence[str], roster: Roster) -> None:
+    unknown = sorted(set(names) - {member.name for member in roster.members})
+    if unknown:
+        raise unknown_member(unknown, (member.name for member in roster.members if member.revoked is None))
 
 
 def _roster(state: State) -> Roster:

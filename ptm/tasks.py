@@ -263,9 +263,9 @@ def check_request(registry: Registry, roster: TrustedRoster, request: TaskReques
     if not request.sites:
         raise UsageError("the task names no site", hint="--site NAME, as often as needed")
     for name in request.sites:
-        if roster.active(name).kind not in ("site", "party"):
+        if roster.named(name).kind not in ("site", "party"):
             raise UsageError(f"{name} is not a site", hint="`ptm member list` shows the sites")
-    if request.deliver is not None and (kind := roster.active(request.deliver.to).kind) != "party":
+    if request.deliver is not None and (kind := roster.named(request.deliver.to).kind) != "party":
         raise UsageError(
             f"{request.deliver.to} is a {kind}, and only to a party outputs are delivered", hint="--deliver PARTY/COLLECTION"
         )

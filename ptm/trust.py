@@ -43,6 +43,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from ptm import layout
+from ptm.complaint import unknown_member
 from ptm.envelope import MAX_DOCUMENT_BYTES, load, parse_json
 from ptm.errors import (
     BadSignature,
@@ -62,7 +63,7 @@ from ptm.errors import (
     UsageError,
 )
 from ptm.files import hold_lock, private_folder, write_atomic
-from ptm.model import Kind, Member, Roster, format_time
+from ptm.model import Member, Roster, format_time
 from ptm.store.base import Store
 
 LIMITS = UpdaterConfig(
@@ -109,9 +110,11 @@ class TrustedRoster:
             raise NotAllowed(f"{name} was revoked on {format_time(member.revoked)}", hint="ask the coordinator")
         return member
 
-    def by_kind(self, kind: Kind) -> tuple[Member, ...]:
-        """The members of a kind who may act now, in the roster's order."""
-        return tuple(m for m in self.roster.members if m.kind == kind and m.revoked is None)
+    def named(self, name: str) -> Member:
+        """The same for a name that a person typed: if nobody has it, that is a slip of the pen, `UsageError`."""
+        if self.member(name) is None:
+            raise unknown_member([name], (m.name for m in self.roster.members if m.revoked is None))
+        return self.active(name)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from ptm.node.setup import load_node
 from tests.node.test_gateway import asking, endpoint, graph, secret
 from tests.node.test_gateway_postgres import SASL, lying, message, raw, startup
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def served(folder: Path, url: str) -> Iterator[Path]:

@@ -23,6 +23,8 @@ from ptm.registry import new_nonce, now_utc
 from ptm.store.memory import MemoryStore
 from tests.federation import COUNT, Federation, image_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:

@@ -107,7 +107,7 @@ def test_revoking_twice_keeps_the_first_date(world: World) -> None:
 
 def test_an_unknown_name_revokes_nobody(world: World) -> None:
     world.admit("maastro")
-    with pytest.raises(NotAllowed, match="nobody"):
+    with pytest.raises(UsageError, match="nobody"):
         coordinator.revoke(world.store, world.coord, ["maastro", "nobody"], NOW)
     assert world.refresh().active("maastro")
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from ptm.image import IMAGE_PATTERN, ImageRef, parse_image
 
+pytestmark = pytest.mark.slow
+
 DIGEST = "sha256:" + "a" * 64
 
 

@@ -18,6 +18,8 @@ from ptm.errors import PtmError, TimedOut
 from ptm.store.memory import MemoryStore
 from tests.federation import COUNT, Federation, image_folder
 
+pytestmark = pytest.mark.slow
+
 LARGE = b"x" * 200_000
 SCRIPT = COUNT + "\n(out / 'large.bin').write_bytes(b'y' * 200_000)\n"
 

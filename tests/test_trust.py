@@ -25,6 +25,7 @@ from ptm.errors import (
     StoreError,
     TrustError,
     Unreachable,
+    UsageError,
 )
 from ptm.trust import pin_root, read_state, refresh
 from tests.registries import DAY, NOW, World
@@ -46,7 +47,7 @@ def rotate(world: World, **changes: Any) -> str:
 def test_a_member_sees_who_was_admitted(world: World) -> None:
     world.admit("maastro", "alice")
     trusted = world.refresh()
-    assert [m.name for m in trusted.by_kind("site")] == ["maastro", "alice"]
+    assert [m.name for m in trusted.roster.members if m.kind == "site"] == ["maastro", "alice"]
     assert trusted.active("maastro").kind == "site"
     assert trusted.version == 2
     assert trusted.expires == NOW + 30 * DAY
@@ -57,7 +58,6 @@ def test_a_revoked_member_is_known_but_not_active(world: World) -> None:
     coordinator.revoke(world.store, world.coord, ["maastro"], NOW)
     trusted = world.refresh()
     assert trusted.member("maastro") is not None
-    assert trusted.by_kind("site") == ()
     with pytest.raises(NotAllowed, match="revoked"):
         trusted.active("maastro")
 
@@ -66,6 +66,21 @@ def test_an_unknown_member_is_not_active(world: World) -> None:
     assert world.refresh().member("nobody") is None
     with pytest.raises(NotAllowed, match="not a member"):
         world.refresh().active("nobody")
+
+
+def test_a_name_that_a_person_mistyped_is_their_mistake_and_a_revoked_member_is_refused(world: World) -> None:
+    world.admit("maastro", "ttp")
+    coordinator.revoke(world.store, world.coord, ["ttp"], NOW)
+    trusted = world.refresh()
+    assert trusted.named("maastro") == trusted.active("maastro")
+    with pytest.raises(UsageError, match="mastro: not a member") as caught:
+        trusted.named("mastro")
+    assert str(caught.value.hint).startswith("did you mean maastro? ")
+    with pytest.raises(UsageError) as caught:
+        trusted.named("tpp")
+    assert "ttp" not in str(caught.value.hint), "a revoked member is no advice"
+    with pytest.raises(NotAllowed, match="ttp was revoked"):
+        trusted.named("ttp")
 
 
 def test_another_registry_at_the_same_url_is_not_ours(world: World) -> None:

@@ -17,7 +17,7 @@ from ptm.errors import UsageError
 
 if TYPE_CHECKING:
     from ptm.model import Decision
-    from ptm.node.decisions import Waiting
+    from ptm.node.decisions import Release, Waiting
     from ptm.registry import Registry
 
 PREVIEW = 2000
@@ -148,9 +148,10 @@ def deny(home: str | None, /, task_id: str, by: str, reason: str, expect: str | 
 
 @click.command(cls=Command)
 @_who(required=False)
+@json_option
 @click.pass_obj
-def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None) -> None:
-    """Let held outputs leave, all but the files that were withheld.
+def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str | None, as_json: bool) -> None:
+    """Let held outputs leave, all but the files that were withheld. Prints which files these are.
 
     \b
     Example:
@@ -158,7 +159,15 @@ def release(home: str | None, /, task_id: str, by: str, reason: str, expect: str
     """
     from ptm.node import decisions
 
-    _say(task_id, decisions.release(site_registry(home), task_id, by=by, reason=reason, expect=expect))
+    released = decisions.release(site_registry(home), task_id, by=by, reason=reason, expect=expect)
+    if as_json:
+        print_json(_release_facts(task_id, released))
+    elif released.leaves or released.withheld:
+        rows = [(f.name, f.size, "leaves") for f in released.leaves] + [(f.name, f.size, "withheld") for f in released.withheld]
+        print_table(("held", "size", ""), rows)
+    if not released.leaves:
+        note("no file leaves, only how the run ended")
+    _say(task_id, released.decision)
 
 
 @click.command(cls=Command)
@@ -243,6 +252,16 @@ def _say(task_id: str, decision: Decision) -> None:
     which = f" ({decision.files} file(s))" if decision.files else ""
     at = f"{decision.time:%Y-%m-%d %H:%M} UTC"
     note(f"{task_id}: {decision.what}{which} by {decision.by} at {at}; the node acts on it at its next look")
+
+
+def _release_facts(task_id: str, released: Release) -> dict[str, Any]:
+    """A release, as `--json` shows it."""
+    return {
+        "task": task_id,
+        **released.decision.model_dump(mode="json", exclude={"files"}),
+        "leaves": [file.model_dump(mode="json") for file in released.leaves],
+        "withheld": [file.model_dump(mode="json") for file in released.withheld],
+    }
 
 
 def _facts(waiting: Waiting) -> dict[str, Any]:

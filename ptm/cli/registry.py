@@ -297,7 +297,7 @@ def policy(home: str | None, member: str) -> None:
     from ptm.registry import Registry
 
     place = find_home(home)
-    known = Registry.open(place).roster().active(member)
+    known = Registry.open(place).roster().named(member)
     print_json(policy_for(load_profile(place).registry, known.name, known.kind))
 
 

@@ -27,8 +27,8 @@ from ptm.complaint import complaint
 from ptm.errors import DigestMismatch, NotFound, PtmError, TooLarge, TrustError, UsageError, VerificationError
 from ptm.files import private_folder
 from ptm.layout import QueueEntry
-from ptm.model import Decided, Decision, Task
-from ptm.node.airlock import ReleasedFiles, held_list, seal_details, withheld_names
+from ptm.model import Decided, Decision, PlainFile, Task
+from ptm.node.airlock import ReleasedFiles, held_list, released_names, seal_details, withheld_names
 from ptm.node.delivery import place_of
 from ptm.node.spool import RunFolder
 from ptm.node.stage import open_inputs
@@ -76,6 +76,15 @@ class Waiting:
     def seen(self) -> str:
         """All that a person was shown: the task's own bytes, too."""
         return f"{self.asked.task_sha256} {self.bound_to}"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release, with the files that it lets out and those that were withheld before."""
+
+    decision: Decision
+    leaves: tuple[PlainFile, ...]
+    withheld: tuple[PlainFile, ...]
 
 
 def pending(registry: Registry) -> list[Waiting]:
@@ -147,9 +156,15 @@ def deny(registry: Registry, task_id: str, *, by: str, reason: str, expect: str 
     return _decide(registry, task_id, "denied", by, reason, expect)
 
 
-def release(registry: Registry, task_id: str, *, by: str, reason: str = "", expect: str | None = None) -> Decision:
+def release(registry: Registry, task_id: str, *, by: str, reason: str = "", expect: str | None = None) -> Release:
     """Let held outputs leave, all but the files that were withheld."""
-    return _decide(registry, task_id, "released", by, reason, expect)
+    asked, answer = _answer(registry, task_id, "released", by, reason, expect)
+    held, names = held_list(registry, asked).files, released_names(registry, answer)
+    return Release(
+        decisions([answer])[0],
+        leaves=tuple(file for file in held if file.name in names),
+        withheld=tuple(file for file in held if file.name not in names),
+    )
 
 
 def withhold(
@@ -162,31 +177,38 @@ def withhold(
 def _decide(
     registry: Registry, task_id: str, what: Decided, by: str, reason: str, expect: str | None, files: tuple[str, ...] = ()
 ) -> Decision:
-    """`expect`: what the person was shown (`Waiting.seen`, or `bound_to`); if something else waits now, nothing is decided."""
+    return decisions([_answer(registry, task_id, what, by, reason, expect, files)[1]])[0]
+
+
+def _answer(
+    registry: Registry, task_id: str, what: Decided, by: str, reason: str, expect: str | None, files: tuple[str, ...] = ()
+) -> tuple[Note, Note]:
+    """The question, and the answer that it has now. `expect`: what the person was shown (`Waiting.seen`, or `bound_to`); if
+    something else waits now, nothing is decided."""
     record = registry.record(registry.me, task_id)
     asked = _question(record, what)
     if asked is None or record.finished:
         raise _nothing_waits(registry, task_id, record)
     answer = record.answer(asked)
     if answer is not None and (answer.what, what, files) != ("released", "withheld", ()):
-        return _again(registry, task_id, what, files, asked, answer)
+        return asked, _again(registry, task_id, what, files, asked, answer)
     waiting = find(registry, task_id)
     if waiting.asked.what != asked.what:
         raise _nothing_waits(registry, task_id, record)
     if files and set(files) <= _noted(registry, record, waiting.asked):
-        return decisions(record.partial(waiting.asked))[-1]
+        return asked, max(record.partial(waiting.asked), key=lambda note: note.created)
     if expect not in (None, waiting.bound_to, waiting.seen):
         raise DigestMismatch(f"what waits now is not what was looked at ({waiting.bound_to})", hint="look at it again")
     if what == "released" or files:
         _check_held(waiting, files)
     note = _note(registry, waiting, what, by, reason, files)
     registry.write_note(note)
-    decision = _check_it_counts(registry, task_id, note)
+    _check_it_counts(registry, task_id, note)
     if what == "withheld":
         _remember(registry, waiting, files)
     if what == "approved" and asked.first_use:
         registry.approve_image(_image_approval(registry, waiting.task.image, note))
-    return decision
+    return asked, note
 
 
 def _remember(registry: Registry, waiting: Waiting, files: tuple[str, ...]) -> None:
@@ -211,12 +233,12 @@ def _question(record: RunRecord, what: Decided) -> Note | None:
     return record.asked("awaiting-approval" if what in ("approved", "denied") else "awaiting-release")
 
 
-def _again(registry: Registry, task_id: str, what: Decided, files: tuple[str, ...], asked: Note, answer: Note) -> Decision:
+def _again(registry: Registry, task_id: str, what: Decided, files: tuple[str, ...], asked: Note, answer: Note) -> Note:
     """The same answer again changes nothing, but for what a crash cut short; another is too late."""
     if answer.what == what and not files:
         if what == "approved" and asked.first_use:
             registry.approve_image(_image_approval(registry, _task_of(registry, asked)[0].image, answer))
-        return decisions([answer])[0]
+        return answer
     raise UsageError(
         f"task {task_id} was {answer.what} already, by {answer.by} at {answer.created:%Y-%m-%d %H:%M} UTC",
         hint="withholding all of it counts as long as there is no result" if answer.what == "released" else "a decision stands",
@@ -279,21 +301,20 @@ def _check_held(waiting: Waiting, files: tuple[str, ...]) -> None:
             )
 
 
-def _check_it_counts(registry: Registry, task_id: str, note: Note) -> Decision:
+def _check_it_counts(registry: Registry, task_id: str, note: Note) -> None:
     """Somebody may have decided otherwise in the same moment; a no counts more than a yes, if it came before the result."""
-    own = decisions([note])[0]
+    what = decisions([note])[0].what
     record = registry.record(registry.me, task_id)
-    asked = _question(record, own.what)
+    asked = _question(record, what)
     if note.files is not None and (asked is None or note not in record.partial(asked)):
         raise PtmError("the withholding is not to be seen in the registry", hint="somebody hides notes; withhold the whole run")
-    if record.finished and own.what in ("denied", "withheld"):
+    if record.finished and what in ("denied", "withheld"):
         raise PtmError(f"this came too late: task {task_id} has a result already", hint="what it let out is with the researcher")
     answer = record.answer(asked) if asked is not None else None
     if answer is not None and answer.what != note.what:
         raise PtmError(
             f"task {task_id} was {answer.what} in the same moment by {answer.by}, and that counts", hint="talk to them"
         )
-    return own
 
 
 def _candidates(registry: Registry) -> Iterator[tuple[str, str]]:

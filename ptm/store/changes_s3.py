@@ -74,9 +74,11 @@ class BucketWatch:
             except _NoEventsError as e:
                 self._say(f"{e}: no wake-ups, only the poll counts")
                 return
+            except _BrokenError as e:
+                self._say_broken(str(e))
             except Exception as e:  # whatever a server sends, and the libraries make of it: the poll goes on regardless
-                if not self._closed.is_set():
-                    self._say(f"no wake-ups from {self._store.url} for now, only the poll counts: {_one_line(e)}")
+                self._say_broken("the connection cannot be made, or broke off")
+                log.debug("%s: %s: %s", self._store.url, type(e).__name__, _one_line(e))
             if time.monotonic() - begun >= LASTED_S:
                 pause = FIRST_PAUSE_S
             self._closed.wait(pause)
@@ -110,6 +112,10 @@ class BucketWatch:
             raise _BrokenError("closed")
         self._said.clear()
         self._wake()
+
+    def _say_broken(self, why: str) -> None:
+        if not self._closed.is_set():
+            self._say(f"no wake-ups from {self._store.url} for now, only the poll counts: {why}")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

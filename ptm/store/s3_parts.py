@@ -70,9 +70,15 @@ class _Upload:
     size: int | None
     part_bytes: int
 
+    def can_be_named(self) -> bool:
+        """Whether the server can be asked about it: a journal may hold anything."""
+        return all(type(text) is str and text for text in (self.id, self.bucket, self.full))
+
     def is_for(self, target: Target, size: int | None) -> bool:
         """Whether it may be gone on with, for an object of this size."""
-        return size is not None and (self.bucket, self.full) == (target.bucket, target.full) and self.size in (None, size)
+        if size is None or (self.bucket, self.full) != (target.bucket, target.full) or self.size not in (None, size):
+            return False
+        return type(self.part_bytes) is int and PART_BYTES <= self.part_bytes <= 2 * part_bytes(size)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def send_parts(target: Target, source: BinaryIO, journal: Path, progress: Progre
         if upload is None:
             moved(size or 0)
             break
-        sender = _Sender(target, upload, book, parts, moved)
+        sender = _Sender(target, upload, book, parts, moved, size)
         try:
             sender.send(source)
             _finish(target, upload, sender.done)
@@ -230,13 +236,14 @@ class _Sender:
         book: _Journal,
         listed: Mapping[int, tuple[int, _Part]],
         report: Callable[[int], None],
+        size: int | None,
     ) -> None:
         self._target, self._upload, self._book, self._listed, self._report = target, upload, book, listed, report
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.done: dict[int, _Part] = {}
         self.moved = 0
-        self.size = upload.size
+        self.size = size
         self._md5_etags: bool | None = None
 
     def send(self, source: BinaryIO) -> None:
@@ -277,7 +284,7 @@ class _Sender:
                     PartNumber=number,
                     Body=cast(BinaryIO, _Body(body, self._stop)),
                 )
-            etag = answer["ETag"].strip('"')
+                etag = answer["ETag"].strip('"')
             if self._md5_etags is None:
                 self._md5_etags = etag == _md5(body)
             part = _Part(etag, None if self._md5_etags else zlib.crc32(body))
@@ -315,11 +322,14 @@ class _Journal:
             upload = _Upload(**json.loads(first))
         except (FileNotFoundError, ValueError, TypeError):
             return None, {}
+        if not upload.can_be_named():
+            return None, {}
         parts: dict[int, _Part] = {}
         for line in lines:
             with contextlib.suppress(ValueError, TypeError):
                 number, etag, crc = json.loads(line)
-                parts[number] = _Part(etag, crc)
+                if type(number) is int and type(etag) is str and type(crc) in (int, type(None)):
+                    parts[number] = _Part(etag, crc)
         return upload, parts
 
     def begin(self, upload: _Upload) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from ptm.errors import PtmError, VerificationError
@@ -24,11 +25,13 @@ class Stopped(PtmError):
     """Told to stop in the middle of a file: the next start fetches it again."""
 
 
+@dataclass(frozen=True)
 class Fetched:
     """The measures of both sides; `refused` is what the decryption says, if it failed."""
 
-    def __init__(self, cipher: Measure, plain: Measure, refused: VerificationError | None) -> None:
-        self.cipher, self.plain, self.refused = cipher, plain, refused
+    cipher: Measure
+    plain: Measure
+    refused: VerificationError | None
 
 
 def fetch(

@@ -52,15 +52,23 @@ def seal_plan(
             growth = growths.get(number)
             done = _seal_file(registry, folder, plan, plan.files[number], key, progress, growth)
             plan = plan.model_copy(update={"done": (*plan.done, done)})
+            _check_wanted(growths)
             folder.save_plan(plan)
             if growth is not None:
                 growth.end()
         transfer = _as_transfer(registry, plan, key)
         body = registry.sign(transfer)
+        _check_wanted(growths)
         write_atomic(folder.manifest, body, mode=0o600)
     except (ValidationError, Malformed) as e:
         raise UsageError(f"the transfer is not well-formed: {e}", hint="fewer files, or shorter names") from e
     return transfer, body
+
+
+def _check_wanted(growths: Mapping[int, Growth]) -> None:
+    """`BrokenPipeError` if nobody waits for this any more: the folder may be another's by now."""
+    for growth in growths.values():
+        growth.add(0)
 
 
 def _seal_file(
@@ -77,7 +85,8 @@ def _seal_file(
         before = os.fstat(stored.fileno())
         counting = cast("BinaryIO", _Counting(stored, progress))
         try:
-            with target.open("wb") as hidden, _in_clear(counting, file.inner, registry.keys) as clear:
+            target.unlink(missing_ok=True)
+            with target.open("xb") as hidden, _in_clear(counting, file.inner, registry.keys) as clear:
                 synced = Synced(hidden, growth)
                 plain, cipher = seal_stream(plan.format, clear, cast("BinaryIO", synced), key)
                 synced.sync()

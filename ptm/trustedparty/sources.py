@@ -75,7 +75,7 @@ def make_plan(
 def check_party(registry: Registry, to: str) -> str:
     """The age key of a member that may be sent to: a trusted party, or from one, anybody. `UsageError`, `NotAllowed`."""
     roster = registry.roster(60)
-    me, member = roster.active(registry.me), roster.active(to)
+    me, member = roster.active(registry.me), roster.named(to)
     if "party" not in (me.kind, member.kind):
         raise UsageError(f"{to} is a {member.kind}, not a trusted party", hint="`ptm member list` shows the parties")
     return member.age_key

@@ -3,6 +3,7 @@ is read while it is written."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -62,11 +63,12 @@ class Pipe:
 
 
 class Broken(Exception):
-    """What is followed stopped growing before its end."""
+    """What is followed was stopped."""
 
 
 class Growth:
-    """How much there is of a file that one thread writes and another reads meanwhile. Either may stop it."""
+    """How much there is of a file that one thread writes and another reads meanwhile. Either may stop it, even
+    after its end: then what was read is not wanted any more."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -74,7 +76,7 @@ class Growth:
         self._ended = self._stopped = False
 
     def add(self, size: int) -> None:
-        """So many bytes more can be read. `BrokenPipeError` if it was stopped."""
+        """So many bytes more can be read. `BrokenPipeError` if it was stopped; 0 asks just that."""
         with self._turn:
             if self._stopped:
                 raise BrokenPipeError("nobody reads any more")
@@ -88,17 +90,17 @@ class Growth:
             self._turn.notify_all()
 
     def stop(self) -> None:
-        """Nothing more is to come. Changes nothing if it has ended."""
+        """Nothing more is to come, or to be read."""
         with self._turn:
             self._stopped = True
             self._turn.notify_all()
 
     def wait(self, size: int) -> int:
-        """Wait for so many bytes, or the end: how many of them there are. `Broken` if it was stopped before."""
+        """Wait for so many bytes, or the end: how many of them there are. `Broken` if it was stopped."""
         with self._turn:
             self._turn.wait_for(lambda: self._ended or self._stopped or self._size >= size)
-            if self._stopped and not self._ended:
-                raise Broken("stopped before the end")
+            if self._stopped:
+                raise Broken("it was stopped")
             return min(size, self._size)
 
 
@@ -114,8 +116,11 @@ class Following:
         if start - self._forgotten >= SYNC_BYTES:
             _forget(self._file.fileno(), start)
             self._forgotten = start
-        there = self._growth.wait(start + size if size >= 0 else sys.maxsize)
-        return self._file.read(there - start)
+        wanted = self._growth.wait(start + size if size >= 0 else sys.maxsize) - start
+        chunk = self._file.read(wanted)
+        if len(chunk) < wanted:
+            raise OSError(errno.EIO, "became shorter while it was read")
+        return chunk
 
 
 class Synced:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import BinaryIO, Literal, cast
 
 from ptm import layout
-from ptm.errors import NotFound, StoreError
+from ptm.errors import NotFound, PtmError, StoreError
 from ptm.registry import Registry
 from ptm.store.base import Progress
 from ptm.transfer import SUFFIX, Transfer
@@ -34,6 +35,8 @@ Stages = Callable[[Stage, int], Progress]
 
 FOLLOW_BYTES = 256 * 1024 * 1024
 """Files from this size on are uploaded while they are sealed. Of a smaller one, sealed in a second, nothing is sent twice."""
+GRACE_S = 5.0
+"""How long a sealing that was stopped is waited for: it may be reading from a disk that does not answer."""
 log = logging.getLogger("ptm.trustedparty")
 
 
@@ -62,26 +65,30 @@ def seal_and_upload(
     sealed = stages and stages("sealing", clear)
     moved = stages and stages("sending", clear + sum(done.cipher.size for done in plan.done))
 
-    def stop(ended: Future[tuple[Transfer, bytes]] | None = None) -> None:
+    def stop() -> None:
         for growth in growths.values():
             growth.stop()
 
-    outage: StoreError | Broken | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
-        sealing = pool.submit(seal_plan, registry, folder, plan, key, sealed, growths)
-        sealing.add_done_callback(stop)
+    sealing: Future[tuple[Transfer, bytes]] = Future()
+
+    def seal() -> None:
         try:
-            try:
-                for number in range(len(plan.files)):
-                    _upload(registry, folder, plan, number, growths, moved)
-            except (StoreError, Broken) as e:
-                outage = e
-            transfer, body = sealing.result()
+            sealing.set_result(seal_plan(registry, folder, plan, key, sealed, growths))
         except BaseException as e:
+            sealing.set_exception(e)
             stop()
-            if isinstance(e, Exception) and sealing.done() and e is sealing.exception():
-                _give_up(registry, folder, plan)
-            raise
+
+    thread = threading.Thread(target=seal, name="seal", daemon=True)
+    thread.start()
+    try:
+        outage = _upload_all(registry, folder, plan, growths, moved)
+        transfer, body = sealing.result()
+    except BaseException as e:
+        stop()
+        thread.join(GRACE_S)
+        if isinstance(e, Exception) and sealing.done() and e is sealing.exception():
+            _give_up(registry, folder, plan)
+        raise
     if outage is not None:
         raise outage
     return transfer, body
@@ -94,6 +101,23 @@ def take_back(registry: Registry, folder: TransferFolder, about: Plan | Transfer
         key = _key(registry, about, name)
         registry.store.abandon(key, folder.journal(number))
         registry.store.delete(key)
+
+
+def _upload_all(
+    registry: Registry, folder: TransferFolder, plan: Plan, growths: Mapping[int, Growth], progress: Progress | None
+) -> PtmError | Broken | None:
+    """Bring all files into the inbox, one after the other. What ended it, if the sealing is to go on."""
+    try:
+        for number in range(len(plan.files)):
+            _upload(registry, folder, plan, number, growths, progress)
+    except Broken as e:
+        return e
+    except OSError as e:
+        return PtmError(f"{folder.path}: {e.strerror or e}", hint="check that disk, then `ptm inbox resume`")
+    except StoreError as e:
+        log.warning("transfer %s: sealing goes on, so that `ptm inbox resume` has no more to do than to send: %s", plan.id, e)
+        return e
+    return None
 
 
 def _upload(
@@ -115,11 +139,12 @@ def _upload(
 
 
 def _give_up(registry: Registry, folder: TransferFolder, plan: Plan) -> None:
-    """Nothing is left of a transfer that cannot be sealed, if the store can be reached."""
+    """Nothing is left of a transfer that cannot be sealed; of it all is, if the store cannot be reached."""
     try:
         take_back(registry, folder, plan)
     except StoreError as e:
-        log.warning("transfer %s: something of it is left in the inbox: %s", plan.id, e)
+        log.warning("transfer %s: `ptm inbox cancel %s` removes what is in the inbox; not now: %s", plan.id, plan.id, e)
+        return
     folder.remove()
 
 

@@ -12,6 +12,8 @@ from tests.commandline import CommandLine
 from tests.federation import Federation, image_folder
 from tests.node.parties import receive, write_party
 
+pytestmark = pytest.mark.slow
+
 IMAGE = '#!/bin/sh\necho p > "$PTM_OUTPUT_DIR/diagnoses.csv"\n'
 PUT = ("--home", "alice", "task", "put", "--image", "demo/p:1", "--site", "maastro", "--expires", "1d")
 RULE = {"deliver": ["ttp"], "release": "manual"}

@@ -39,7 +39,9 @@ BAD_COMMANDS = {
     "argument missing": (("--home", "alice", "task", "show"), 2, "TASK", "ptm task show --help"),
 }
 BAD_TASKS = {
-    "unknown site": ((*PUT, "--site", "nowhere", "--expires", "7d"), 11, "nowhere is not a member", "ptm member list"),
+    "unknown site": ((*PUT, "--site", "nowhere", "--expires", "7d"), 2, "nowhere: not a member", "ptm member list"),
+    "a mistyped site": ((*PUT, "--site", "mastro", "--expires", "7d"), 2, "mastro: not a member", "did you mean maastro?"),
+    "a mistyped party": ((*WHOLE_PUT, "--deliver", "maastr/c"), 2, "maastr: not a member", "did you mean maastro?"),
     "revoked site": ((*PUT, "--site", "gone", "--expires", "7d"), 11, "gone was revoked", "coordinator"),
     "a member that is no site": ((*PUT, "--site", "alice", "--expires", "7d"), 2, "alice is not a site", "ptm member list"),
     "a site twice": ((*WHOLE_PUT, "--site", "maastro"), 2, "named twice", "ptm task put --help"),
@@ -99,7 +101,7 @@ BAD_REGISTRIES = {
     "a file": ("file:///dev/null", 10, "/dev/null is not a folder", "path"),
 }
 BAD_MEMBERS = {
-    "revoke nobody": (("--home", "coord", "member", "revoke", "nobody"), 11, "nobody", "ptm member list"),
+    "revoke nobody": (("--home", "coord", "member", "revoke", "nobody"), 2, "nobody", "ptm member list"),
     "revoke without the keys": (("--home", "alice", "member", "revoke", "maastro"), 1, "coordinator", "--home"),
     "admit what is no request": (("--home", "coord", "member", "admit", "cohort.csv"), 11, "cohort.csv", "ptm member request"),
     "registry there already": (("--home", "c2", "registry", "create", "{url}"), 12, "there is a registry", "another"),

@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click import Command
+from click.testing import CliRunner, Result
 
+from ptm.cli import node_decide
+from ptm.node import decisions
+from ptm.store.memory import MemoryStore
 from tests.commandline import CommandLine
-from tests.federation import image_folder
+from tests.federation import Federation, image_folder
 
 SCRIPT = """#!/bin/sh
 cp "$PTM_INPUT_DIR/params.json" "$PTM_OUTPUT_DIR/echo.json"
@@ -112,7 +117,12 @@ def test_a_steward_approves_looks_withholds_one_file_and_releases_the_rest(sites
     assert "row 2, column 1 has 3, below 10" in sites("maastro", "node", "show", task)
 
     sites("maastro", "node", "withhold", task, "--by", "J. Jansen", "--reason", "small", "--file", "rare.csv")
-    sites("maastro", "node", "release", task, "--by", "J. Jansen", "--reason", "fine")
+    said = sites("maastro", "node", "release", task, "--by", "J. Jansen", "--reason", "fine")
+    assert [line.split()[::2] for line in said.splitlines()[2:]] == [
+        ["echo.json", "leaves"],
+        ["log.txt", "leaves"],
+        ["rare.csv", "withheld"],
+    ]
     sites.reaches(task, "completed")
     sites("alice", "results", "fetch", task, "-o", "out")
     assert sorted(path.name for path in (sites.folder / "out" / "maastro").iterdir()) == [
@@ -169,6 +179,43 @@ def test_a_changed_audit_log_is_found_out_by_the_command(sites: Sites, tmp_path:
     code, said = sites.fails("changed", "node", "audit", "--verify")
     assert code == 11
     assert "there is no entry" in said
+
+
+def test_a_release_prints_which_files_leave_and_which_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(MemoryStore(), tmp_path).create().admit(alice="researcher", maastro="site")
+    images = {"demo/echo:1": image_folder(tmp_path / "echo", SCRIPT)}
+    task = federation.client().put("demo/echo:1", ["maastro"], inputs={"params.json": b"{}"})
+    federation.run_once("maastro", images=images, rule={"release": "manual"})
+    monkeypatch.setattr(node_decide, "site_registry", lambda home: federation.registry("maastro"))
+
+    def steward(command: Command, *words: str) -> Result:
+        answer = CliRunner().invoke(command, [task.id, "--by", "J. Jansen", *words], obj=None)
+        assert answer.exit_code == 0, answer.output
+        return answer
+
+    steward(node_decide.withhold, "--file", "rare.csv", "--reason", "small")
+    said = steward(node_decide.release, "--reason", "fine")
+    rows = [line.split() for line in said.stdout.splitlines()[2:]]
+    assert rows == [["echo.json", "2", "leaves"], ["log.txt", "0", "leaves"], ["rare.csv", "4", "withheld"]]
+    assert "released by J. Jansen" in said.stderr
+
+    again = json.loads(steward(node_decide.release, "--json").stdout)
+    assert (again["task"], again["what"], again["by"], again["reason"]) == (task.id, "released", "J. Jansen", "fine")
+    assert [(file["name"], file["size"]) for file in again["leaves"]] == [("echo.json", 2), ("log.txt", 0)]
+    assert [(file["name"], file["size"]) for file in again["withheld"]] == [("rare.csv", 4)]
+
+
+def test_a_release_of_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(MemoryStore(), tmp_path).create().admit(alice="researcher", maastro="site")
+    images = {"demo/echo:1": image_folder(tmp_path / "echo", SCRIPT)}
+    task = federation.client().put("demo/echo:1", ["maastro"], inputs={"params.json": b"{}"})
+    federation.run_once("maastro", images=images, rule={"release": "manual"})
+    site = federation.registry("maastro")
+    decisions.withhold(site, task.id, by="J. Jansen", reason="small", files=["echo.json", "rare.csv", "log.txt"])
+    monkeypatch.setattr(node_decide, "site_registry", lambda home: site)
+    said = CliRunner().invoke(node_decide.release, [task.id, "--by", "J. Jansen"], obj=None)
+    assert "leaves" not in said.stdout
+    assert "no file leaves, only how the run ended" in said.stderr
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

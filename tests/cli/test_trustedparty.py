@@ -11,6 +11,8 @@ import pytest
 
 from tests.commandline import CommandLine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ptm(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:

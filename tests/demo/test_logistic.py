@@ -27,6 +27,8 @@ from ptm.demo.pooled import pooled_fit
 from ptm.demo.table import coefficient_table, largest_difference
 from ptm.errors import Malformed, PtmError
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(str(files("ptm.demo").joinpath("image/run")))
 GOOD_DERIVATIVES: dict[str, Any] = {
     "kind": "derivatives",

@@ -16,6 +16,8 @@ from examples.vertical.build import write_images
 from examples.vertical.pooled import pooled_fit
 from tests.examples.algorithms import KEY, Algorithms, Ran, pseudonymous
 
+pytestmark = pytest.mark.slow
+
 LINEAR = {"kind": "linear", "outcome": "visits", "covariates": ["diseases", "income"]}
 LOGISTIC = {"kind": "logistic", "outcome": "ill", "covariates": ["diseases", "income"]}
 HEAD = "name,born,visits\n"

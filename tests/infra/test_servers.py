@@ -14,6 +14,8 @@ from botocore.exceptions import EndpointConnectionError
 
 from tests import servers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,7 +81,6 @@ def test_moto_answers(moto_server: servers.Moto) -> None:
     assert isinstance(client.list_buckets()["Buckets"], list)
 
 
-@pytest.mark.slow
 def test_minio_is_found_by_its_environment_and_survives_an_outage(minio: servers.Minio, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in minio.env().items():
         monkeypatch.setenv(name, value)
@@ -95,7 +96,6 @@ def test_minio_is_found_by_its_environment_and_survives_an_outage(minio: servers
     assert client.get_object(Bucket=bucket, Key="a/b")["Body"].read() == b"kept"
 
 
-@pytest.mark.slow
 def test_image_is_built_pushed_pulled_by_digest_and_runs_without_network(
     docker_engine: docker.DockerClient, image_registry: servers.Registry, base_image: str
 ) -> None:

@@ -30,6 +30,8 @@ from tests.e2e.test_full_disk import Small, fill, small_disk
 from tests.federation import Federation, image_folder, outcome, second_home, wait_for
 from tests.node.test_decisions import APPROVAL, BOTH, RELEASE, SECRET_NAME, events, held, site, state
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["small_disk"]  # a fixture
 
 RARE = "jan-jansen-has-it.csv"
@@ -250,7 +252,7 @@ def test_released_and_its_worker_is_gone_for_good_pending_says_so_and_withhold_e
     assert "worker w2" in listed.stdout and "`ptm node withhold` ends the run" in listed.stderr
     shown = CliRunner().invoke(node_decide.show, [task.id], obj=None)
     assert "released by    Jansen" in shown.stdout and RARE in shown.stdout
-    assert decisions.release(site(federation), task.id, by="Jansen").by == "Jansen"
+    assert decisions.release(site(federation), task.id, by="Jansen").decision.by == "Jansen"
     with pytest.raises(UsageError, match="released already"):
         decisions.withhold(site(federation), task.id, by="Jansen", reason="x", files=["total.json"])
 
@@ -393,7 +395,6 @@ class Killed(BaseException):
     """What no handler of the node catches, as nothing of it runs after a `kill -9`."""
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("answer", ["release", "withhold", "one file"])
@@ -464,7 +465,6 @@ def test_killed_at_any_write_to_disk_nothing_leaves_that_was_not_released(
     assert [entry.n for entry in entries(federation.home("maastro").audit)][-1] > 20
 
 
-@pytest.mark.slow
 def test_a_full_disk_takes_nothing_of_what_is_held_and_it_leaves_when_there_is_room(
     federation: Federation, images: dict[str, Path], tmp_path: Path, small_disk: Small
 ) -> None:

@@ -19,6 +19,8 @@ from ptm.node.spool import look_folder, sweep_spool
 from tests.federation import Federation, second_home, wait_for
 from tests.node.test_console import BOTH, Browser, arrived, asked, browser, check_harmless, federation, held, images
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["arrived", "browser", "federation", "images"]  # fixtures
 
 

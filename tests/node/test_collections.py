@@ -23,6 +23,8 @@ from ptm.trustedparty.purge import records
 from tests.federation import FailOnce, Federation, image_folder, outcome, wait_for
 from tests.node.parties import crash_at, purge_all, receive, send_both, send_file, state, users, write_party
 
+pytestmark = pytest.mark.slow
+
 LINK = """#!/usr/bin/env python3
 import json, os, pathlib
 folder = pathlib.Path(os.environ["PTM_DATA_LINK_2026"])

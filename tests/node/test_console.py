@@ -26,6 +26,8 @@ from ptm.node.console.session import Door
 from ptm.store.memory import MemoryStore
 from tests.federation import Federation, image_folder
 
+pytestmark = pytest.mark.slow
+
 XSS = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 BOTH = {"approval": "manual", "release": "manual"}
 SCRIPT = f"""#!/usr/bin/env python3

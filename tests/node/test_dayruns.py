@@ -17,6 +17,8 @@ from ptm.store.memory import MemoryStore
 from ptm.workers import DayRun
 from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home
 
+pytestmark = pytest.mark.slow
+
 TASKS = [f"01KAMV3ZR5F2J7Q8XG4M1W9A{number:02d}" for number in range(20)]
 BUDGET = {"runs_per_day": 2}
 

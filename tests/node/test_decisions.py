@@ -25,6 +25,8 @@ from ptm.registry import Registry, now_utc
 from ptm.store.memory import MemoryStore
 from tests.federation import COUNT, FailOnce, Federation, image_folder, outcome, second_home, wait_for
 
+pytestmark = pytest.mark.slow
+
 APPROVAL = {"approval": "manual"}
 RELEASE = {"release": "manual"}
 BOTH = APPROVAL | RELEASE
@@ -524,7 +526,6 @@ def test_a_days_runs_are_counted_also_after_a_restart(federation: Federation, im
 # crashes, restarts, several workers
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_outage_at_any_store_operation_starts_nothing_unasked_and_lets_nothing_out_unasked(
     federation: Federation, images: dict[str, Path], tmp_path: Path, when: str
@@ -555,7 +556,6 @@ def test_an_outage_at_any_store_operation_starts_nothing_unasked_and_lets_nothin
     assert done, "the node never got through without meeting the fault"
 
 
-@pytest.mark.slow
 def test_an_outage_at_any_store_operation_of_a_person_leaves_one_decision(
     federation: Federation, images: dict[str, Path]
 ) -> None:

@@ -20,6 +20,8 @@ from ptm.store.memory import MemoryStore
 from tests.federation import FailOnce, Federation, image_folder, outcome, second_home
 from tests.node.parties import crash_at, receive, state, write_party
 
+pytestmark = pytest.mark.slow
+
 SECRET = b"pseudonym,diagnosis\n5f1c,E11\n"
 IMAGE = f"""#!/bin/sh
 printf '{SECRET.decode().encode("unicode_escape").decode()}' > "$PTM_OUTPUT_DIR/diagnoses.csv"
@@ -135,7 +137,7 @@ def test_the_policy_says_to_which_party_and_a_rule_for_a_party_gives_the_researc
 def test_only_to_a_party_that_is_a_member(federation: Federation, images: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="umcu is a site"):
         put(federation, to="umcu")
-    with pytest.raises(NotAllowed):
+    with pytest.raises(UsageError, match="nobody: not a member"):
         put(federation, to="nobody")
     task = put(federation)
     federation.revoke("ttp")

@@ -18,6 +18,8 @@ from ptm.registry import Registry, now_utc
 from ptm.store.memory import MemoryStore
 from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home
 
+pytestmark = pytest.mark.slow
+
 RULE = {"approval": "first-use"}
 
 

@@ -13,6 +13,8 @@ from ptm.node import patterns
 from ptm.node.patterns import first_slow, hostile_texts
 from ptm.node.policyfile import read_policy
 
+pytestmark = pytest.mark.slow
+
 SLOW = [
     r"(a+)+",
     r"([a-z]+)*:1",

@@ -308,6 +308,7 @@ def test_the_log_of_a_run_for_a_party_stays_unless_the_rule_says_it_leaves(said:
     assert found.logs is leaves
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(policies, st.lists(tasks, min_size=1, max_size=4), usages, digests)
 def test_nothing_is_allowed_that_no_rule_matches(
@@ -330,6 +331,7 @@ def test_nothing_is_allowed_that_no_rule_matches(
             assert set(decision.data) == set(task.task.data)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(policies, rules, tasks, usages, digests)
 def test_a_rule_added_below_never_changes_an_earlier_decision(
@@ -346,6 +348,7 @@ def test_a_rule_added_below_never_changes_an_earlier_decision(
         assert after.rule is None
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(pairs, st.lists(tasks, min_size=1, max_size=4), digests)
 def test_a_rule_called_unreachable_really_is(

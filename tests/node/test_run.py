@@ -18,6 +18,8 @@ from ptm.registry import new_nonce, now_utc
 from ptm.store.memory import MemoryStore
 from tests.federation import COUNT, FailOnce, Federation, image_folder, second_home, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
@@ -291,7 +293,6 @@ def test_a_researcher_admitted_a_moment_ago_is_not_refused(
         thread.join()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_outage_at_any_store_operation_loses_nothing_and_runs_nothing_twice(
     federation: Federation, count: dict[str, Path], tmp_path: Path, when: str

@@ -21,6 +21,8 @@ from tests.federation import Federation, image_folder, running, wait_for
 from tests.servers import Minio
 from tests.store.test_s3_minio import use
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def watching(federation: Federation, folder: Path, **settings: object) -> Iterator[None]:
@@ -47,7 +49,6 @@ def test_on_a_folder(tmp_path: Path) -> None:
     runs_at_once(FileStore(tmp_path / "registry"), tmp_path)
 
 
-@pytest.mark.slow
 def test_on_minio(minio_events: Minio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, minio_events.access_key, minio_events.secret_key)
     runs_at_once(

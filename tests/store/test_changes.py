@@ -25,6 +25,8 @@ from tests.servers import Minio, Moto
 from tests.store.proxy import run_proxy
 from tests.store.test_s3_minio import add_user, use
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "queue/maastro/"
 
 
@@ -219,7 +221,6 @@ def listening(store: Store, wakes: Wakes) -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
 class TestOnMinio:
     def test_an_object_put_into_the_bucket_wakes_within_a_second(self, bucket: Store, wakes: Wakes) -> None:
         with listening(bucket, wakes):
@@ -296,7 +297,6 @@ class TestOnMinio:
                 proxy.close()
 
 
-@pytest.mark.slow
 def test_a_server_that_lists_instead_of_announcing_is_asked_once(
     moto_server: Moto, wakes: Wakes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,6 +373,19 @@ def test_whatever_a_server_says_the_loop_goes_on_and_the_server_is_not_flooded(
     wait_for(lambda: threads() == set(), 3)
 
 
+def test_a_server_that_is_down_is_told_in_words_for_people(
+    wakes: Wakes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    use(monkeypatch, "any", "any")
+    store = open_store("s3://test-bucket?endpoint_url=http://127.0.0.1:1&region=us-east-1")
+    with watch_changes(store, PREFIX, wakes):
+        wait_for(lambda: "no wake-ups" in caplog.text)
+    (said,) = [record.message for record in caplog.records if "no wake-ups" in record.message]
+    assert said.endswith(" for now, only the poll counts: the connection cannot be made, or broke off")
+    assert not any(word in caplog.text for word in ("Pool", "urllib3", "Errno", "object at 0x"))
+
+
 def test_no_credentials_are_no_error(wakes: Wakes) -> None:
     with server_that_says(b"") as (url, asked):
         with watch_changes(open_store(url), PREFIX, wakes):
@@ -391,7 +404,6 @@ def test_a_folder_that_may_not_be_read_is_no_error(store: FileStore, wakes: Wake
     assert "only the poll counts" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_probe_tells_which_stores_announce(store: FileStore, bucket: Store, moto_server: Moto) -> None:
     assert announces(store, "queue/")
     assert announces(bucket, "queue/")

@@ -13,6 +13,8 @@ import pytest
 from ptm.errors import NotFound, StoreError, TooLarge, Unreachable
 from ptm.store.s3 import S3Store
 
+pytestmark = pytest.mark.slow
+
 Answer = tuple[int, dict[str, str], bytes]
 
 LISTING = (

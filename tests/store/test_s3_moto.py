@@ -8,6 +8,8 @@ from ptm.store.base import Store
 from tests.servers import Moto
 from tests.store.s3_contract import S3Contract
 
+pytestmark = pytest.mark.slow
+
 
 class TestS3StoreOnMoto(S3Contract):
     @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ from ptm.trustedparty.send import cancel
 from tests.federation import running, wait_for
 from tests.trustedparty.parties import World
 
+pytestmark = pytest.mark.slow
+
 SETTLE_S = 0.15
 
 

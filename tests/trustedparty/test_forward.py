@@ -27,6 +27,8 @@ from tests.commandline import CommandLine
 from tests.trustedparty import parties
 from tests.trustedparty.parties import World
 
+pytestmark = pytest.mark.slow
+
 FORMATS = get_args(Format)
 WORD = b"a diagnosis that nobody else may read; "
 SECRET = WORD * 20_000

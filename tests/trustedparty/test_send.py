@@ -238,7 +238,7 @@ def test_only_a_trusted_party_is_sent_to(clinic: Registry, outbox: Outbox, files
 def test_party_that_is_unknown_or_revoked_is_not_sent_to(
     federation: Federation, clinic: Registry, outbox: Outbox, files: list[Source]
 ) -> None:
-    with pytest.raises(NotAllowed, match="not a member"):
+    with pytest.raises(UsageError, match="not a member"):
         sending.send(clinic, outbox, files, to="tpp", collection="c")
     federation.revoke("ttp")
     with pytest.raises(NotAllowed, match="revoked"):

@@ -250,7 +250,6 @@ def test_reader_waits_for_what_is_not_there_and_gets_every_byte(tmp_path: Path) 
         file.write(b"d")
         growth.add(1)
         growth.end()
-        growth.stop()
         assert reader.read() == b"cd"
         assert reader.read(5) == b""
 

@@ -19,6 +19,8 @@ from tests.store.test_s3_minio import use
 from tests.trustedparty import parties
 from tests.trustedparty.parties import World
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def party_of(world: World) -> Iterator[None]:
@@ -50,7 +52,6 @@ def test_on_a_folder(world: World, tmp_path: Path) -> None:
     reacts(copied(world, FileStore(tmp_path / "registry")))
 
 
-@pytest.mark.slow
 def test_on_minio(world: World, minio_events: Minio, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, minio_events.access_key, minio_events.secret_key)
     url = f"s3://test-{secrets.token_hex(8)}?endpoint_url={minio_events.endpoint_url}&region=us-east-1"

@@ -120,7 +120,7 @@ class Pages:
             case "deny":
                 return decisions.deny(self.registry, task_id, **who)
             case "release":
-                return decisions.release(self.registry, task_id, **who)
+                return decisions.release(self.registry, task_id, **who).decision
             case "withhold" | "withhold-files":
                 return decisions.withhold(self.registry, task_id, files=tuple(files), **who)
         raise UsageError("the form asks for nothing that can be decided", hint="open the run's page again")
