@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -36,8 +37,11 @@ KINDS = {
 
 
 def pytest_configure() -> None:
-    """Refuse a misspelt requirement before any test runs."""
+    """Refuse a misspelt requirement before any test runs. A run in the background of a shell ignores Ctrl-C, and every `ptm` that
+    a test starts would inherit that."""
     servers.required()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -79,13 +79,14 @@ def seal_and_upload(
             stop()
 
     thread = threading.Thread(target=seal, name="seal", daemon=True)
-    thread.start()
     try:
+        thread.start()
         outage = _upload_all(registry, folder, plan, growths, moved)
         transfer, body = sealing.result()
     except BaseException as e:
         stop()
-        thread.join(GRACE_S)
+        if thread.is_alive():
+            thread.join(GRACE_S)
         if isinstance(e, Exception) and sealing.done() and e is sealing.exception():
             _give_up(registry, folder, plan)
         raise
