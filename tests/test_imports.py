@@ -59,7 +59,7 @@ def test_a_module_imports_only_from_its_own_layer_or_below(path: Path) -> None:
     ("library", "door"),
     [
         ("boto3", "store/s3"),
-        ("botocore", "store/"),
+        ("botocore", "store/s3"),
         ("docker", "node/docker"),
         ("minio", "store/changes_s3"),
         ("sqlite3", ("node/state", "trustedparty/ledger")),

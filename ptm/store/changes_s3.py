@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
-from botocore.httpsession import get_cert_path
-from botocore.session import Session
-from botocore.utils import get_environ_proxies
 from minio import Minio
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import Provider
 
 from ptm.store.s3 import S3Store
+from ptm.store.s3_access import access_keys, ca_file, proxy_for
 
 log = logging.getLogger("ptm.store")
 CREATED = ("s3:ObjectCreated:*",)
@@ -86,16 +83,15 @@ class BucketWatch:
 
     def _listen(self) -> None:
         """Wake for every line that comes; ends with an error, when the connection does."""
-        core, endpoint = self._store.core, self._store.endpoint_url
-        parts = urlsplit(endpoint)
-        if parts.path.strip("/") or core.get_credentials() is None:
+        parts = urlsplit(self._store.endpoint_url)
+        if parts.path.strip("/") or access_keys(self._store.core) is None:
             raise _NoEventsError(f"{self._store.url}: needs credentials, and a server that is not below a path")
-        pool = _make_pool(core, endpoint, self._opened)
+        pool = _make_pool(self._store, self._opened)
         client = Minio(
             parts.netloc,
             secure=parts.scheme == "https",
             region=self._store.region,
-            credentials=_Found(core),
+            credentials=_Found(self._store),
             http_client=pool,
         )
         try:
@@ -126,15 +122,14 @@ class BucketWatch:
 class _Found(Provider):
     """The credentials that boto3 finds, renewed as it renews them."""
 
-    def __init__(self, core: Session) -> None:
-        self._core = core
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
 
     def retrieve(self) -> Credentials:
-        credentials = self._core.get_credentials()
-        if credentials is None:
+        keys = access_keys(self._store.core)
+        if keys is None:
             raise _BrokenError("there are no credentials any more")
-        now = credentials.get_frozen_credentials()
-        return Credentials(now.access_key or "", now.secret_key or "", now.token)
+        return Credentials(keys.id, keys.secret, keys.token)
 
 
 class _Stream:
@@ -168,9 +163,8 @@ class _Stream:
         self._response.release_conn()
 
 
-def _make_pool(core: Session, endpoint: str, opened: Callable[[_Stream], None]) -> _Pool:
-    ca = core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or get_cert_path(True)
-    proxy = get_environ_proxies(endpoint).get(urlsplit(endpoint).scheme)
+def _make_pool(store: S3Store, opened: Callable[[_Stream], None]) -> _Pool:
+    ca, proxy = ca_file(store.core), proxy_for(store.endpoint_url)
     return _ProxyPool(proxy, ca, opened) if proxy else _Pool(ca, opened)
 
 

@@ -79,9 +79,9 @@ class S3Store(Store):
             self.core = botocore.session.Session(profile=profile)
             session = boto3.session.Session(botocore_session=self.core, region_name=region)
             make = _client_maker(session, endpoint_url)
-            self._client = make(4, min(timeout_seconds, SMALL_SECONDS))
-            self._single = make(1, min(timeout_seconds, SMALL_SECONDS))
-            self._transfers = make(4, timeout_seconds, sign_bodies=False)
+            self._client = make(4, min(timeout_seconds, SMALL_SECONDS), True)
+            self._single = make(1, min(timeout_seconds, SMALL_SECONDS), True)
+            self._transfers = make(4, timeout_seconds, False)
             self.endpoint_url, self.region = self._client.meta.endpoint_url, self._client.meta.region_name
         except sdk.ProfileNotFound as e:
             raise UsageError(f"{self.url}: {e}", hint="look for it in ~/.aws/config, or leave `profile=` out of the URL") from e
@@ -165,7 +165,6 @@ class S3Store(Store):
     ) -> None:
         target = self._target(key)
         if growing_to is not None:
-            abandon_parts(target, journal)
             send_parts(target, source, journal, progress, None, growing_to)
             return
         start = source.tell()
@@ -333,14 +332,16 @@ class S3Store(Store):
         return full.removeprefix(self._base) if full.startswith(self._base) else ""
 
 
-def _client_maker(session: boto3.session.Session, endpoint_url: str | None) -> Callable[..., S3Client]:
-    def make(attempts: int, timeout_seconds: float, sign_bodies: bool = True) -> S3Client:
+def _client_maker(session: boto3.session.Session, endpoint_url: str | None) -> Callable[[int, float, bool], S3Client]:
+    """Makes clients. `hash_bodies`: a request's signature is about its body, too; not for those that have a signed digest."""
+
+    def make(attempts: int, timeout_seconds: float, hash_bodies: bool) -> S3Client:
         config = Config(
             connect_timeout=min(timeout_seconds, 10),
             read_timeout=timeout_seconds,
             max_pool_connections=POOL,
             retries={"mode": "standard", "total_max_attempts": attempts},
-            s3={"payload_signing_enabled": sign_bodies, **({"addressing_style": "path"} if endpoint_url else {})},
+            s3={"payload_signing_enabled": hash_bodies, **({"addressing_style": "path"} if endpoint_url else {})},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )

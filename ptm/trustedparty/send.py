@@ -278,9 +278,9 @@ def _go_on(registry: Registry, outbox: Outbox, folder: TransferFolder, stages: S
     except NotFound:
         key = check_party(registry, plan.party)
         prepared = Prepared(folder.path, *seal_and_upload(registry, folder, plan, key, stages))
+        check_party(registry, plan.party)  # sealing may have taken hours
     else:
         upload(registry, prepared, stages and stages("sending", sum(file.size for file in prepared.transfer.files)))
-    check_party(registry, plan.party)
     announce(registry, prepared)
     outbox.finish(folder, prepared.body)
     return prepared.transfer

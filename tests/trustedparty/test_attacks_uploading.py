@@ -17,8 +17,7 @@ import pytest
 
 from ptm import layout
 from ptm.errors import AlreadyExists, PtmError, StoreError, Unreachable, UsageError
-from ptm.registry import Registry
-from ptm.store.base import Progress
+from ptm.store.base import Progress, Store
 from ptm.store.file import FileStore
 from ptm.store.memory import MemoryStore
 from ptm.store.s3 import S3Store
@@ -27,19 +26,13 @@ from ptm.store.urls import open_store
 from ptm.transfer import Format
 from ptm.trustedparty import sealing, uploading
 from ptm.trustedparty import send as sending
-from ptm.trustedparty.outbox import Outbox
-from ptm.trustedparty.send import Source
 from ptm.trustedparty.streams import Broken, Following, Growth
-from tests.federation import Federation
 from tests.servers import REGION, Minio
 from tests.store.contract import Stopping
 from tests.store.proxy import Fault, run_proxy
+from tests.trustedparty.senders import Killed, Sender
 
 BODY = os.urandom(2 * PART_BYTES + 12345)
-
-
-class Killed(BaseException):
-    """`kill -9`: no `except Exception` sees it."""
 
 
 class Chunked(MemoryStore):
@@ -60,31 +53,11 @@ class Chunked(MemoryStore):
         super().upload(key, io.BytesIO(body), progress)
 
 
-class Clinic:
-    """A sender with a big file and a small one."""
+class Clinic(Sender):
+    """A sender with files that a test is quick with."""
 
-    def __init__(self, store: Any, folder: Path) -> None:
-        self.store, self.federation = store, Federation(store, folder).create().admit(clinic="site", ttp="party")
-        self.registry: Registry = self.federation.registry("clinic")
-        self.registry.roster()
-        self.outbox = Outbox(self.registry.home.outbox)
-        self.small, self.big = folder / "a.csv", folder / "big.bin"
-        self.small.write_bytes(b"id\n1\n")
-        self.big.write_bytes(os.urandom(2_000_000))
-
-    def send(self, *paths: Path, format: Format = "age", **steps: Any) -> Any:
-        return sending.send(
-            self.registry,
-            self.outbox,
-            [Source(path.name, path) for path in paths],
-            to="ttp",
-            collection="c",
-            format=format,
-            stages=lambda stage, total: steps.get(stage, lambda moved: None),
-        )
-
-    def inbox(self) -> list[str]:
-        return [info.key.rpartition("/")[2] for info in self.store.list("inbox/")]
+    def __init__(self, store: Store, folder: Path) -> None:
+        super().__init__(store, folder, 2_000_000)
 
     def left(self) -> list[str]:
         return [path.name for path in self.outbox.path.iterdir() if path.name not in (".lock", "sent")]
@@ -226,11 +199,11 @@ def test_sealing_fails_and_the_store_is_down_what_is_in_the_inbox_can_still_be_c
     clinic.store.before = down
     with pytest.raises(UsageError, match="changed while it was read"):
         clinic.send(clinic.small, clinic.big, sealing=change)
-    assert clinic.inbox() == ["a.csv.age"]
+    assert clinic.objects() == ["a.csv.age"]
     clinic.store.before = lambda verb, key: None
     for plan, _ in clinic.outbox.unfinished():
         sending.cancel(clinic.registry, clinic.outbox, plan.id)
-    assert (clinic.inbox(), clinic.left()) == ([], [])
+    assert (clinic.objects(), clinic.left()) == ([], [])
 
 
 def test_disk_that_is_full_for_the_journal_too_is_said_so_and_nothing_is_left(
@@ -252,7 +225,7 @@ def test_disk_that_is_full_for_the_journal_too_is_said_so_and_nothing_is_left(
         broken.setattr(MemoryStore, "upload_resumable", full)
         with pytest.raises(PtmError, match="full"):
             clinic.send(clinic.big, sealing=lambda moved: step(moved) if clinic_has_grown(clinic) else None)
-    assert (clinic.inbox(), clinic.left()) == ([], [])
+    assert (clinic.objects(), clinic.left()) == ([], [])
 
 
 def clinic_has_grown(clinic: Clinic) -> bool:
@@ -282,7 +255,7 @@ def test_sealing_fails_what_was_sealed_before_is_not_uploaded_to_its_end(
     monkeypatch.setattr(uploading, "seal_plan", told)
     with pytest.raises(UsageError, match="is not there"):
         clinic.send(clinic.big, second, sealing=lambda moved: gone(moved) if clinic_has_grown(clinic) else None)
-    assert (clinic.inbox(), clinic.left()) == ([], [])
+    assert (clinic.objects(), clinic.left()) == ([], [])
     assert store.read <= 500_000, "gigabytes would have been sent, only to be taken back"
 
 
@@ -301,7 +274,7 @@ def test_thread_that_cannot_be_started_hangs_nothing_and_the_next_send_goes_on(
         with pytest.raises(RuntimeError, match="start new thread"):
             clinic.send(clinic.big)
     clinic.send(clinic.big)
-    assert (clinic.inbox(), clinic.left()) == (["big.bin.age", "manifest.json"], [])
+    assert (clinic.objects(), clinic.left()) == (["big.bin.age", "manifest.json"], [])
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -327,7 +300,7 @@ def test_killed_at_each_operation_of_the_store_the_transfer_ends_whole_or_not_at
             clinic.store.before = clinic.store.after = lambda verb, key: None
         ((plan, _),) = clinic.outbox.unfinished()
         whole = ["a.csv.age", "big.bin.age", "manifest.json"]
-        announced = "manifest.json" in clinic.inbox()
+        announced = "manifest.json" in clinic.objects()
         if then == "resume":
             assert len(sending.resume_all(clinic.registry, clinic.outbox).sent) == 1
         elif announced:
@@ -335,7 +308,7 @@ def test_killed_at_each_operation_of_the_store_the_transfer_ends_whole_or_not_at
                 sending.cancel(clinic.registry, clinic.outbox, plan.id)
         else:
             sending.cancel(clinic.registry, clinic.outbox, plan.id)
-        assert (clinic.inbox(), clinic.left()) == (whole if then == "resume" or announced else [], [])
+        assert (clinic.objects(), clinic.left()) == (whole if then == "resume" or announced else [], [])
         for key in [info.key for info in clinic.store.list("inbox/")]:
             clinic.store.delete(key)
     assert k > 3

@@ -91,6 +91,19 @@ def send(registry: Registry, outbox: Outbox, files: list[Source], **more: str) -
     return sending.send(registry, outbox, files, to="ttp", collection="link-2026", **more)  # type: ignore[arg-type]
 
 
+def send_and_die(registry: Registry, outbox: Outbox, files: list[Source], store: MemoryStore) -> None:
+    """Killed right after the manifest was put."""
+
+    def die(verb: str, key: str) -> None:
+        if verb == "create":
+            raise Killed
+
+    store.after = die
+    with pytest.raises(Killed):
+        send(registry, outbox, files)
+    store.after = nothing
+
+
 def inbox(store: MemoryStore) -> list[str]:
     return [info.key for info in store.list("inbox/")]
 
@@ -400,14 +413,7 @@ def test_what_the_bucket_has_is_not_sent_again(clinic: Registry, outbox: Outbox,
 def test_transfer_that_the_party_has_is_never_announced_again(
     federation: Federation, clinic: Registry, outbox: Outbox, files: list[Source], store: MemoryStore, removed: bool
 ) -> None:
-    def die(verb: str, key: str) -> None:
-        if verb == "create":
-            raise Killed
-
-    store.after = die
-    with pytest.raises(Killed):
-        send(clinic, outbox, files)
-    store.after = nothing
+    send_and_die(clinic, outbox, files, store)
     ((plan, folder),) = outbox.unfinished()
     prepared = sending.reopen(clinic, folder.path)
     if removed:
@@ -422,6 +428,29 @@ def test_transfer_that_the_party_has_is_never_announced_again(
     (transfer,) = sending.resume_all(clinic, outbox).sent
     assert (transfer.id, writes) == (plan.id, [])
     assert [found.state for found in overview(clinic, outbox)] == ["accepted" if removed else "sent"]
+
+
+def test_transfer_that_was_announced_ends_though_its_party_was_revoked_since(
+    federation: Federation, clinic: Registry, outbox: Outbox, files: list[Source], store: MemoryStore
+) -> None:
+    send_and_die(clinic, outbox, files, store)
+    federation.revoke("ttp")
+    again = federation.registry("clinic")
+    assert len(sending.resume_all(again, Outbox(again.home.outbox)).sent) == 1
+    assert outbox.unfinished() == []
+
+
+def test_party_that_is_revoked_while_a_file_is_sealed_is_announced_nothing(
+    federation: Federation, clinic: Registry, outbox: Outbox, files: list[Source], store: MemoryStore
+) -> None:
+    def revoke(moved: int) -> None:
+        if clinic.roster(60).member("ttp").revoked is None:  # type: ignore[union-attr]
+            federation.revoke("ttp")
+            clinic.roster()
+
+    with pytest.raises(NotAllowed, match="revoked"):
+        sending.send(clinic, outbox, files, to="ttp", collection="c", stages=lambda stage, total: revoke)
+    assert [key for key in inbox(store) if key.endswith("manifest.json")] == []
 
 
 def test_killed_after_the_manifest_was_kept_leaves_no_sealed_files_for_ever(

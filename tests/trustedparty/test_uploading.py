@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,59 +11,28 @@ import pytest
 
 from ptm import layout
 from ptm.errors import Unreachable, UsageError
-from ptm.registry import Registry
 from ptm.seal import unseal
 from ptm.store.s3 import S3Store
 from ptm.store.urls import open_store
 from ptm.transfer import Transfer
 from ptm.trustedparty import send as sending
 from ptm.trustedparty import uploading
-from ptm.trustedparty.outbox import Outbox
-from ptm.trustedparty.send import Source
 from ptm.trustedparty.streams import Broken, Following, Growth
-from tests.federation import Federation
 from tests.servers import REGION, Minio, s3_client
+from tests.trustedparty.senders import Killed, Sender, Step
 
 pytestmark = pytest.mark.slow
 SIZE = 60_000_000
-Step = Callable[[int], None]
 
 
-class Killed(BaseException):
-    """`kill -9`: no `except Exception` sees it."""
-
-
-def nothing(moved: int) -> None:
-    """A step of which nobody takes note."""
-
-
-class Sender:
-    """A member whose registry is on MinIO, with one big file to send, and a look into the bucket."""
+class OnMinio(Sender):
+    """A sender whose registry is on MinIO, and a look into the bucket."""
 
     def __init__(self, minio: Minio, folder: Path) -> None:
         self.bucket = minio.make_bucket()
-        store = open_store(f"s3://{self.bucket}/x?endpoint_url={minio.endpoint_url}&region={REGION}")
-        self.federation = Federation(store, folder).create().admit(clinic="site", ttp="party")
-        self.registry: Registry = self.federation.registry("clinic")
-        self.outbox = Outbox(self.registry.home.outbox)
         self.client: Any = s3_client(minio.endpoint_url, minio.access_key, minio.secret_key)
-        self.big, self.small = folder / "big.bin", folder / "a.csv"
-        self.big.write_bytes(os.urandom(SIZE))
-        self.small.write_bytes(b"id\n1\n")
-
-    def send(self, *paths: Path, sealing: Step = nothing, moved: Step = nothing) -> Transfer:
-        return sending.send(
-            self.registry,
-            self.outbox,
-            [Source(path.name, path) for path in paths],
-            to="ttp",
-            collection="c",
-            stages=lambda stage, total: sealing if stage == "sealing" else moved,
-        )
-
-    def resume(self) -> Transfer:
-        (transfer,) = sending.resume_all(self.registry, self.outbox).sent
-        return transfer
+        store = open_store(f"s3://{self.bucket}/x?endpoint_url={minio.endpoint_url}&region={REGION}")
+        super().__init__(store, folder, SIZE)
 
     def key(self, path: Path) -> str:
         ((plan, _),) = self.outbox.unfinished()
@@ -75,9 +43,6 @@ class Sender:
         listed = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=f"x/{key}").get("Uploads", [])
         found = [self.client.list_parts(Bucket=self.bucket, Key=f"x/{key}", UploadId=upload["UploadId"]) for upload in listed]
         return sum(len(parts.get("Parts", [])) for parts in found)
-
-    def objects(self) -> list[str]:
-        return [info.key.rpartition("/")[2] for info in self.registry.store.list("inbox/")]
 
     def check(self, transfer: Transfer, *paths: Path) -> None:
         """The party finds these files and nothing else."""
@@ -93,11 +58,11 @@ class Sender:
 
 
 @pytest.fixture
-def sender(minio: Minio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sender:
+def sender(minio: Minio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnMinio:
     for name, value in minio.env().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(uploading, "FOLLOW_BYTES", 1_000_000)
-    return Sender(minio, tmp_path)
+    return OnMinio(minio, tmp_path)
 
 
 def once(at: int, act: Callable[[], None]) -> Step:
@@ -112,7 +77,7 @@ def once(at: int, act: Callable[[], None]) -> Step:
     return step
 
 
-def test_parts_are_in_the_bucket_before_the_file_is_sealed_but_no_object_is(sender: Sender) -> None:
+def test_parts_are_in_the_bucket_before_the_file_is_sealed_but_no_object_is(sender: OnMinio) -> None:
     seen: list[tuple[int, list[str], int]] = []
 
     def look() -> None:
@@ -129,7 +94,7 @@ def test_parts_are_in_the_bucket_before_the_file_is_sealed_but_no_object_is(send
     sender.check(transfer, sender.big)
 
 
-def test_object_is_whole_only_when_the_plan_has_its_file_as_sealed(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_is_whole_only_when_the_plan_has_its_file_as_sealed(sender: OnMinio, monkeypatch: pytest.MonkeyPatch) -> None:
     save, seen = sending.TransferFolder.save_plan, list[tuple[int, list[str]]]()
 
     def slowly(folder: sending.TransferFolder, plan: Any) -> None:
@@ -143,7 +108,7 @@ def test_object_is_whole_only_when_the_plan_has_its_file_as_sealed(sender: Sende
 
 
 @pytest.mark.parametrize("at", [1, 30_000_000, SIZE])
-def test_killed_while_both_go_on_the_same_transfer_ends_whole(sender: Sender, at: int) -> None:
+def test_killed_while_both_go_on_the_same_transfer_ends_whole(sender: OnMinio, at: int) -> None:
     def kill() -> None:
         raise Killed
 
@@ -157,7 +122,7 @@ def test_killed_while_both_go_on_the_same_transfer_ends_whole(sender: Sender, at
     assert sender.parts(key) == 0
 
 
-def test_killed_when_it_is_sealed_only_the_missing_parts_are_sent(sender: Sender) -> None:
+def test_killed_when_it_is_sealed_only_the_missing_parts_are_sent(sender: OnMinio) -> None:
     def kill() -> None:
         deadline = time.monotonic() + 60
         while not sender.outbox.unfinished()[0][0].done and time.monotonic() < deadline:
@@ -178,7 +143,7 @@ def test_killed_when_it_is_sealed_only_the_missing_parts_are_sent(sender: Sender
     sender.check(transfer, sender.big)
 
 
-def test_file_that_changes_meanwhile_takes_everything_back(sender: Sender) -> None:
+def test_file_that_changes_meanwhile_takes_everything_back(sender: OnMinio) -> None:
     keys: list[str] = []
 
     def change() -> None:
@@ -194,7 +159,7 @@ def test_file_that_changes_meanwhile_takes_everything_back(sender: Sender) -> No
     assert [path.name for path in sender.outbox.path.iterdir()] == [".lock"]
 
 
-def test_store_that_goes_away_ends_no_sealing(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_goes_away_ends_no_sealing(sender: OnMinio, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(self: S3Store, key: str, *rest: object, **more: object) -> None:
         raise Unreachable("down")
 
@@ -212,7 +177,7 @@ def test_store_that_goes_away_ends_no_sealing(sender: Sender, monkeypatch: pytes
     sender.check(transfer, sender.small, sender.big)
 
 
-def test_transfer_that_was_not_sealed_can_be_cancelled_and_nothing_of_it_stays(sender: Sender) -> None:
+def test_transfer_that_was_not_sealed_can_be_cancelled_and_nothing_of_it_stays(sender: OnMinio) -> None:
     def kill() -> None:
         deadline = time.monotonic() + 60
         while (not sender.objects() or not sender.parts(sender.key(sender.big))) and time.monotonic() < deadline:
@@ -227,7 +192,7 @@ def test_transfer_that_was_not_sealed_can_be_cancelled_and_nothing_of_it_stays(s
     assert (sender.objects(), sender.parts(key), sender.outbox.unfinished()) == ([], 0, [])
 
 
-def test_ctrl_c_while_both_go_on_ends_both(sender: Sender) -> None:
+def test_ctrl_c_while_both_go_on_ends_both(sender: OnMinio) -> None:
     def press() -> None:
         raise KeyboardInterrupt
 
