@@ -210,7 +210,7 @@ def _tell(sent: Transfer) -> None:
 
 def _tell_how_to_go_on(outbox: Outbox) -> None:
     if outbox.unfinished():
-        note("what is sealed and sent so far is kept: the same command, or `ptm inbox resume`, goes on")
+        note("every file that is sealed is kept, and what of it was sent: the same command, or `ptm inbox resume`, goes on")
 
 
 def _report(registry: Registry, outbox: Outbox, sent: Transfer, seconds: float | None, as_json: bool) -> None:
